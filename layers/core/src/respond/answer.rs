@@ -1,0 +1,233 @@
+//! The same refusal in three languages.
+
+use std::{error::Error, fmt, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+use http_body_util::Full;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use crate::{
+    head::RequestHead,
+    reject::{Reason, Rejected},
+};
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+
+const GRPC_UNKNOWN: u8 = 2;
+
+/// The language of an answer, chosen before the request is given away.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    Grpc,
+    OpenAi,
+    Problem,
+}
+
+impl Answer {
+    pub(super) fn to(head: &RequestHead<'_>) -> Self {
+        let kind = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let path = head.uri.path();
+        if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+            Self::Grpc
+        } else if path == "/v1" || path.starts_with("/v1/") {
+            Self::OpenAi
+        } else {
+            Self::Problem
+        }
+    }
+
+    pub(super) fn error(self, error: &(dyn Error + 'static)) -> Response<Full<Bytes>> {
+        let refusal = Refusal::new(error);
+        match self {
+            Self::Grpc => refusal.grpc(),
+            Self::OpenAi => refusal.http("application/json", refusal.openai()),
+            Self::Problem => refusal.http("application/problem+json", refusal.problem()),
+        }
+    }
+}
+
+struct Refusal<'a> {
+    rejected: Option<&'a Rejected>,
+    reason: Option<Reason>,
+    delay: Option<Duration>,
+    detail: String,
+}
+
+impl<'a> Refusal<'a> {
+    fn new(error: &'a (dyn Error + 'static)) -> Self {
+        let rejected = Rejected::find(error);
+        let source = rejected.and_then(Error::source);
+        Self {
+            rejected,
+            reason: rejected.map(Rejected::reason),
+            delay: rejected.and_then(Rejected::delay),
+            // Only our own words: other errors name hosts and paths.
+            detail: source.map_or("bad gateway".into(), ToString::to_string),
+        }
+    }
+
+    /// Trailers-only: a tonic server would turn an error into a reset of the stream.
+    fn grpc(&self) -> Response<Full<Bytes>> {
+        /// What the gRPC protocol lets stand in `grpc-message`: printable ASCII but `%`.
+        const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+
+        let mut response = Response::new(Full::default());
+        let headers = response.headers_mut();
+        self.extend(headers);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let status = self.reason.map_or(GRPC_UNKNOWN, Reason::grpc);
+        headers.insert(GRPC_STATUS, u16::from(status).into());
+        headers.insert(
+            GRPC_MESSAGE,
+            value(utf8_percent_encode(&self.detail, ESCAPED)),
+        );
+        if self.is_final() {
+            headers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
+        } else if let Some(delay) = self.delay {
+            headers.insert(GRPC_PUSHBACK, value(millis(delay)));
+            headers.insert(GRPC_DETAILS, details(status, &self.detail, delay));
+        }
+        response
+    }
+
+    fn http(&self, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        self.extend(headers);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        if self.is_final() {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        } else if let Some(delay) = self.delay {
+            insert_delay(headers, delay);
+        }
+        response
+    }
+
+    fn extend(&self, headers: &mut HeaderMap) {
+        if let Some(more) = self.rejected.and_then(Rejected::headers) {
+            headers.clone_from(more);
+        }
+    }
+
+    fn openai(&self) -> String {
+        let kind = match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        let (message, code) = (Json(&self.detail), self.code());
+        format!(
+            r#"{{"error":{{"message":{message},"type":"{kind}","param":null,"code":"{code}"}}}}"#
+        )
+    }
+
+    fn problem(&self) -> String {
+        let status = self.status();
+        let title = status.canonical_reason().unwrap_or_default();
+        let (status, detail, code) = (status.as_u16(), Json(&self.detail), self.code());
+        format!(r#"{{"title":"{title}","status":{status},"detail":{detail},"reason":"{code}"}}"#)
+    }
+
+    fn status(&self) -> StatusCode {
+        self.reason.map_or(StatusCode::BAD_GATEWAY, Reason::status)
+    }
+
+    fn code(&self) -> &'static str {
+        self.reason.map_or("bad_gateway", Reason::name)
+    }
+
+    fn is_final(&self) -> bool {
+        self.rejected.is_some_and(Rejected::is_final)
+    }
+}
+
+fn insert_delay(headers: &mut HeaderMap, delay: Duration) {
+    // Rounded up: a client that comes back early is refused again.
+    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    headers.insert(RETRY_AFTER, seconds.max(1).into());
+    headers.insert(RETRY_AFTER_MS, value(millis(delay)));
+}
+
+fn millis(delay: Duration) -> u128 {
+    delay.as_nanos().div_ceil(1_000_000)
+}
+
+fn value(text: impl fmt::Display) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text.to_string())).expect("printable ASCII")
+}
+
+/// A `google.rpc.Status` with one `google.rpc.RetryInfo`, which is where gRPC clients look for a delay.
+///
+/// Written out: a whole protobuf library for twenty bytes would be in every user's build.
+fn details(status: u8, message: &str, delay: Duration) -> HeaderValue {
+    const RETRY_INFO: &[u8] = b"type.googleapis.com/google.rpc.RetryInfo";
+    const VARINT: u8 = 0;
+    const BYTES: u8 = 2;
+
+    let mut duration = Vec::new();
+    tag(&mut duration, 1, VARINT);
+    varint(&mut duration, delay.as_secs());
+    tag(&mut duration, 2, VARINT);
+    varint(&mut duration, u64::from(delay.subsec_nanos()));
+
+    let mut retry_info = Vec::new();
+    field(&mut retry_info, 1, &duration);
+
+    let mut any = Vec::new();
+    field(&mut any, 1, RETRY_INFO);
+    field(&mut any, 2, &retry_info);
+
+    let mut all = Vec::new();
+    tag(&mut all, 1, VARINT);
+    varint(&mut all, u64::from(status));
+    field(&mut all, 2, message.as_bytes());
+    field(&mut all, 3, &any);
+    return value(STANDARD_NO_PAD.encode(all));
+
+    fn tag(to: &mut Vec<u8>, number: u8, kind: u8) {
+        to.push(number << 3 | kind);
+    }
+
+    fn varint(to: &mut Vec<u8>, mut number: u64) {
+        while number >= 0x80 {
+            to.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        to.push(number as u8);
+    }
+
+    fn field(to: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+        tag(to, number, BYTES);
+        varint(to, bytes.len() as u64);
+        to.extend_from_slice(bytes);
+    }
+}
+
+/// A text between quotes, as JSON wants it.
+struct Json<'a>(&'a str);
+
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"")?;
+        for char in self.0.chars() {
+            match char {
+                '"' | '\\' => write!(f, "\\{char}")?,
+                '\0'..' ' => write!(f, "\\u{:04x}", u32::from(char))?,
+                _ => write!(f, "{char}")?,
+            }
+        }
+        f.write_str("\"")
+    }
+}
