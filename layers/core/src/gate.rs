@@ -41,13 +41,18 @@ pub trait Gate: Clone + Send + Sync + 'static {
 
     /// What a request would meet now, without taking a place: for a balancer that scans many endpoints.
     ///
-    /// A hint: only [`admit`](Self::admit) decides.
+    /// A hint: only [`admit`](Self::admit) decides. Asked under the lock of a set of endpoints, so it should look at an
+    /// atomic and no more.
     fn outlook(&self, _now: Instant) -> Outlook {
         Outlook::Admits
     }
 }
 
 /// What a request would meet at a gate.
+///
+/// Speaks of how requests have ended, which is what a balancer ejects for and may overrule when too many endpoints are
+/// out. A gate that refuses for other reasons, such as a limit, [admits](Self::Admits) here and refuses in
+/// [`admit`](Gate::admit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outlook {
     /// It passes.

@@ -1,6 +1,6 @@
 //! The one error shape that every layer refuses a request with.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
@@ -68,6 +68,19 @@ impl Reason {
         }
     }
 
+    /// The problem type registered for it, if there is one (draft-ietf-httpapi-ratelimit-headers).
+    pub fn problem_type(self) -> Option<&'static str> {
+        match self {
+            Self::RateLimited | Self::QuotaExhausted => {
+                Some("https://iana.org/assignments/http-problem-types#quota-exceeded")
+            }
+            Self::Overloaded => {
+                Some("https://iana.org/assignments/http-problem-types#temporary-reduced-capacity")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the same request can never pass.
     pub fn is_final(self) -> bool {
         self == Self::CostExceedsQuota
@@ -82,6 +95,7 @@ pub struct Rejected {
     reason: Reason,
     delay: Option<Duration>,
     gave_up: bool,
+    policy: Option<Arc<str>>,
     headers: Option<Box<HeaderMap>>,
     source: BoxError,
 }
@@ -93,6 +107,7 @@ impl Rejected {
             reason,
             delay: None,
             gave_up: false,
+            policy: None,
             headers: None,
             source: source.into(),
         }
@@ -103,6 +118,18 @@ impl Rejected {
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
+    }
+
+    /// Names the policy that the request would have violated: a rule of a rate limit.
+    #[must_use]
+    pub fn violates(mut self, policy: Arc<str>) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// The policy that the request would have violated, if the layer has several.
+    pub fn policy(&self) -> Option<&str> {
+        self.policy.as_deref()
     }
 
     /// Says that trying again was tried: the answer asks the caller not to.

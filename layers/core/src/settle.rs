@@ -169,13 +169,15 @@ impl<G: Settle, J: Judge> Watch<G, J> {
     }
 
     fn over(&mut self, now: &Now, verdict: Verdict) -> Option<End> {
-        let judge = self.judge.take()?;
+        // Asked before it is taken: should it panic, the drop still tells the guard.
+        let judge = self.judge.as_ref()?;
         // Asking a judge that has just panicked could panic again, and so abort.
         let usage = if thread::panicking() {
             None
         } else {
             judge.usage()
         };
+        self.judge = None;
         let age = now.saturating_duration_since(self.since);
         Some(End {
             verdict,

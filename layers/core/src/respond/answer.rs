@@ -137,7 +137,18 @@ impl<'a> Refusal<'a> {
         let status = self.status();
         let title = status.canonical_reason().unwrap_or_default();
         let (status, detail, code) = (status.as_u16(), Json(&self.detail), self.code());
-        format!(r#"{{"title":"{title}","status":{status},"detail":{detail},"reason":"{code}"}}"#)
+        let mut problem = String::from("{");
+        if let Some(kind) = self.reason.and_then(Reason::problem_type) {
+            problem.push_str(&format!(r#""type":"{kind}","#));
+        }
+        problem.push_str(&format!(
+            r#""title":"{title}","status":{status},"detail":{detail},"reason":"{code}""#
+        ));
+        if let Some(policy) = self.rejected.and_then(Rejected::policy) {
+            problem.push_str(&format!(r#","violated-policies":[{}]"#, Json(policy)));
+        }
+        problem.push('}');
+        problem
     }
 
     fn status(&self) -> StatusCode {

@@ -31,7 +31,8 @@ async fn refusal(request: Request<()>, error: fn() -> BoxError) -> (http::respon
 
 fn limited() -> BoxError {
     let error = Rejected::new(Reason::RateLimited, "over 100 % of \"a\"\n");
-    error.retry_after(Duration::from_micros(1_500_001)).into()
+    let error = error.retry_after(Duration::from_micros(1_500_001));
+    error.violates("per_\"user\"".into()).into()
 }
 
 #[tokio::test]
@@ -43,7 +44,7 @@ async fn a_browser_gets_problem_details_and_a_delay_rounded_up() {
     assert_eq!(head.headers["retry-after-ms"], "1501");
     assert_eq!(
         body,
-        r#"{"title":"Too Many Requests","status":429,"detail":"over 100 % of \"a\"\u000a","reason":"rate_limited"}"#
+        r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"over 100 % of \"a\"\u000a","reason":"rate_limited","violated-policies":["per_\"user\""]}"#
     );
 }
 

@@ -11,7 +11,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use palisade_core::{
     BoxError,
-    classify::{Classify, Grpc, Http, Sse, Usage, Verdict},
+    classify::{Classify, Grpc, Http, Judge, Sse, Usage, Verdict},
     gate::{Admit, Gate, GateLayer},
     head::{RequestHead, ResponseHead},
     reject::{Reason, Rejected},
@@ -347,4 +347,38 @@ async fn the_end_of_a_body_is_one_call_and_an_early_verdict_another() {
             .unwrap();
         assert_eq!(*ends.0.lock().unwrap(), [expected]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_judge_that_panics_when_asked_for_tokens_still_settles_the_guard() {
+    #[derive(Clone)]
+    struct Uncounted;
+
+    impl Classify for Uncounted {
+        type Judge = Self;
+
+        fn start(&self, _: &RequestHead<'_>) -> Self {
+            Self
+        }
+    }
+
+    impl Judge for Uncounted {
+        fn head(&mut self, _: &ResponseHead<'_>) -> Option<Verdict> {
+            None
+        }
+
+        fn end(&mut self, _: Option<&HeaderMap>) -> Verdict {
+            Verdict::Success
+        }
+
+        fn usage(&self) -> Option<Usage> {
+            panic!("on purpose")
+        }
+    }
+
+    let log = Log::default();
+    let layer = GateLayer::new(log.gate("a")).classify(Uncounted);
+    let exchange = exchange(layer.layer(Answers(|| Response::new(hello()))));
+    assert!(tokio::spawn(exchange).await.unwrap_err().is_panic());
+    assert_eq!(log.take()[2..], ["a Canceled after 0s", "a released"]);
 }
