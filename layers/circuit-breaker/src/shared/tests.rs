@@ -1,0 +1,378 @@
+//! What threads do at the same time, and that the short cuts change nothing.
+
+use std::{
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicU32},
+        mpsc,
+    },
+    thread,
+};
+
+use palisade_core::{
+    classify::{Http, Verdict},
+    gate::{Admit, Gate},
+    head::RequestHead,
+    settle::{Settle, Watch},
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{CircuitBreaker, gate::Call};
+
+const COOLDOWN: Duration = Duration::from_secs(5);
+
+fn end(verdict: Verdict) -> End {
+    End {
+        verdict,
+        usage: None,
+        age: Duration::ZERO,
+    }
+}
+
+fn admit(breaker: &CircuitBreaker, now: Instant) -> Result<Call, String> {
+    let request = http::Request::new(());
+    match breaker.admit(&RequestHead::from(&request), now) {
+        Admit::Now(decided) => decided.map_err(|rejected| format!("{rejected:?}")),
+        Admit::Later(_) => Err("a breaker decides at once".into()),
+    }
+}
+
+/// A breaker whose next request is a probe, and the time from which on it is.
+fn due() -> (CircuitBreaker, Instant) {
+    let breaker = CircuitBreaker::consecutive(1, COOLDOWN).jitter(None);
+    let now = time::now();
+    admit(&breaker, now)
+        .unwrap()
+        .settle(&end(Verdict::Failure), now);
+    (breaker, now + COOLDOWN)
+}
+
+fn one_probe_passes_and_closes(breaker: &CircuitBreaker, now: Instant) {
+    let mut probe = admit(breaker, now).expect("room for a probe");
+    admit(breaker, now).expect_err("there is room for one");
+    probe.settle(&end(Verdict::Success), now);
+    assert_eq!(breaker.outlook(now), Outlook::Admits);
+}
+
+#[test]
+fn a_panic_under_the_lock_poisons_nothing() {
+    let (breaker, now) = due();
+    let shared = breaker.shared().clone();
+    let thread = thread::spawn(move || shared.change(|_| panic!("on purpose")));
+    assert!(thread.join().is_err());
+    one_probe_passes_and_closes(&breaker, now);
+}
+
+#[test]
+fn a_panic_while_another_thread_holds_the_lock_gives_its_place_back() {
+    let (breaker, now) = due();
+    let probe = admit(&breaker, now).unwrap();
+    let (inside, unwinding) = (Barrier::new(2), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let holder = scope.spawn(|| {
+            breaker.shared().change(|_| {
+                inside.wait();
+                while !unwinding.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            });
+        });
+        let panics = scope.spawn(|| {
+            let _watch = Watch::new(probe, Http, now);
+            // Dropped before the watch, so the lock is held until this thread unwinds.
+            let _signal = Signal(&unwinding);
+            inside.wait();
+            std::panic::resume_unwind(Box::new("on purpose"));
+        });
+        assert!(panics.join().is_err());
+        holder.join().unwrap();
+    });
+    one_probe_passes_and_closes(&breaker, now);
+}
+
+struct Signal<'a>(&'a AtomicBool);
+
+impl Drop for Signal<'_> {
+    fn drop(&mut self) {
+        assert!(thread::panicking());
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn the_lock_is_not_taken_by_what_has_nothing_to_say() {
+    let breaker = CircuitBreaker::consecutive(2, COOLDOWN);
+    let now = time::now();
+    drop(admit(&breaker, now));
+    with_the_lock_taken(&breaker, || {
+        for verdict in [Verdict::Success, Verdict::CallerFault, Verdict::Canceled] {
+            let mut call = admit(&breaker, now).unwrap();
+            call.first_data(now);
+            call.settle(&end(verdict), now);
+        }
+    });
+    breaker.handle().force_open();
+    with_the_lock_taken(&breaker, || assert!(admit(&breaker, now).is_err()));
+
+    let (breaker, due) = due();
+    with_the_lock_taken(&breaker, || {
+        assert!(admit(&breaker, due - Duration::from_nanos(1)).is_err());
+    });
+    let _probe = admit(&breaker, due);
+    with_the_lock_taken(&breaker, || assert!(admit(&breaker, due).is_err()));
+}
+
+/// Fails when `act` needs the lock, which is let go then.
+fn with_the_lock_taken(breaker: &CircuitBreaker, act: impl FnOnce() + Send) {
+    let (done, is_done) = mpsc::channel();
+    thread::scope(|scope| {
+        breaker.shared().look(|_| {
+            scope.spawn(move || {
+                act();
+                done.send(()).unwrap();
+            });
+            let waited = is_done.recv_timeout(Duration::from_secs(10));
+            assert_eq!(waited, Ok(()), "it waits for the lock");
+        });
+    });
+}
+
+#[test]
+fn a_success_is_heard_while_a_row_has_begun() {
+    let breaker = CircuitBreaker::consecutive(2, COOLDOWN);
+    let now = time::now();
+    for verdict in [Verdict::Failure, Verdict::Success, Verdict::Failure] {
+        admit(&breaker, now).unwrap().settle(&end(verdict), now);
+    }
+    assert_eq!(breaker.outlook(now), Outlook::Admits);
+}
+
+#[test]
+fn in_flight_probes_are_never_more_than_the_permits_among_64_threads() {
+    // Of so many, this many have passed, so there are so many permits.
+    for (probes, passed, permits) in [(1, 0, 1), (8, 0, 1), (8, 3, 4), (8, 6, 2)] {
+        let breaker = CircuitBreaker::consecutive(1, COOLDOWN)
+            .jitter(None)
+            .probes(probes);
+        let now = time::now();
+        admit(&breaker, now)
+            .unwrap()
+            .settle(&end(Verdict::Failure), now);
+        let now = now + COOLDOWN;
+        for _ in 0..passed {
+            admit(&breaker, now)
+                .unwrap()
+                .settle(&end(Verdict::Success), now);
+        }
+
+        let (in_flight, most) = (AtomicU32::new(0), AtomicU32::new(0));
+        let start = Barrier::new(64);
+        thread::scope(|scope| {
+            for number in 0..64 {
+                let (breaker, start) = (&breaker, &start);
+                let (in_flight, most) = (&in_flight, &most);
+                scope.spawn(move || {
+                    start.wait();
+                    for turn in 0..200 {
+                        let Ok(mut probe) = admit(breaker, now) else {
+                            thread::yield_now();
+                            continue;
+                        };
+                        let out = in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                        most.fetch_max(out, Ordering::SeqCst);
+                        thread::yield_now();
+                        in_flight.fetch_sub(1, Ordering::SeqCst);
+                        // Every way to give a place back without a word on the service.
+                        match (number + turn) % 3 {
+                            0 => probe.settle(&end(Verdict::Canceled), now),
+                            1 => probe.settle(&end(Verdict::CallerFault), now),
+                            _ => drop(probe),
+                        }
+                    }
+                });
+            }
+        });
+        let most = most.into_inner();
+        assert!((1..=permits).contains(&most), "{most} of {permits}");
+
+        // Nothing was lost on the way: as many as are still needed pass and close it.
+        for _ in passed..probes {
+            assert_eq!(breaker.outlook(now), Outlook::Probes);
+            admit(&breaker, now)
+                .unwrap()
+                .settle(&end(Verdict::Success), now);
+        }
+        assert_eq!(breaker.outlook(now), Outlook::Admits);
+    }
+}
+
+#[test]
+fn no_race_of_verdicts_among_threads_wedges_it() {
+    let breaker = CircuitBreaker::window(palisade_core::ratio::Ratio::HALF, 4, COOLDOWN)
+        .jitter(None)
+        .minimum_calls(1)
+        .probes(2)
+        .probe_timeout(COOLDOWN);
+    let start = time::now();
+    thread::scope(|scope| {
+        for number in 0_u64..16 {
+            let breaker = &breaker;
+            scope.spawn(move || {
+                let mut random = crate::cooldown::Random::new(number + 1);
+                for turn in 0_u64..500 {
+                    let now = start + Duration::from_secs(turn / 2);
+                    let Ok(mut call) = admit(breaker, now) else {
+                        continue;
+                    };
+                    let draw = random.draw() >> 32;
+                    if draw & 8 == 0 {
+                        call.first_data(now);
+                    }
+                    match draw % 8 {
+                        0 | 1 => call.settle(&end(Verdict::Failure), now),
+                        2..=4 => call.settle(&end(Verdict::Success), now),
+                        5 => call.settle(&end(Verdict::Canceled), now),
+                        6 => std::mem::forget(call),
+                        _ => drop(call),
+                    }
+                }
+            });
+        }
+    });
+    let opened = breaker.handle().snapshot().opened_total;
+    assert!(opened > 3, "it was hardly tested: opened {opened} times");
+    let now = start + Duration::from_secs(3600);
+    for _ in 0..2 {
+        if let Ok(mut call) = admit(&breaker, now) {
+            call.settle(&end(Verdict::Success), now);
+        }
+    }
+    assert_eq!(breaker.outlook(now), Outlook::Admits);
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Wait(u64),
+    Admit,
+    Data(usize),
+    Settle(usize, u8),
+    Drop(usize),
+    Force(u8),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        20 => (0_u64..8000).prop_map(Event::Wait),
+        40 => Just(Event::Admit),
+        10 => any::<usize>().prop_map(Event::Data),
+        30 => (any::<usize>(), 0_u8..7).prop_map(|(at, verdict)| Event::Settle(at, verdict)),
+        5 => any::<usize>().prop_map(Event::Drop),
+        1 => (0_u8..3).prop_map(Event::Force),
+    ];
+    prop::collection::vec(event, 0..150)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// The bare circuit is the model: it takes no short cuts.
+    #[test]
+    fn what_the_atomic_word_decides_the_circuit_decides_too(
+        row in any::<bool>(),
+        probes in 1_u32..4,
+        events in events(),
+    ) {
+        let tally = || match row {
+            true => Tally::row(2),
+            false => Tally::window(palisade_core::ratio::Ratio::HALF, 4),
+        };
+        let configure = |circuit: &mut Circuit| {
+            circuit.cooldown.set_jitter(None);
+            circuit.probes = probes;
+        };
+        let shared = Arc::new(Shared::new(tally(), COOLDOWN));
+        shared.configure(configure);
+        let mut model = Circuit::new(tally(), COOLDOWN, 1);
+        configure(&mut model);
+
+        let mut now = time::now();
+        let mut under_way: Vec<(Instant, Admission, Admission)> = Vec::new();
+        for event in events {
+            let some = |at: usize| (!under_way.is_empty()).then(|| at % under_way.len());
+            match event {
+                Event::Wait(millis) => now += Duration::from_millis(millis),
+                Event::Admit => {
+                    let outlook = shared.outlook(now);
+                    match (shared.admit(now), model.admit(now)) {
+                        (Ok(left), Ok(right)) => {
+                            let expected = match right.stage {
+                                Stage::Probing => Outlook::Probes,
+                                _ => Outlook::Admits,
+                            };
+                            prop_assert_eq!(outlook, expected);
+                            prop_assert_eq!(left.stage, right.stage);
+                            under_way.push((now, left, right));
+                        }
+                        (left, right) => {
+                            let (left, right) = (left.unwrap_err(), right.unwrap_err());
+                            prop_assert_eq!(left, right);
+                            let until = right.remaining.map(|remaining| now + remaining);
+                            prop_assert_eq!(outlook, match model.is_forced() {
+                                true => Outlook::Held,
+                                false => Outlook::Refuses { until },
+                            });
+                        }
+                    }
+                }
+                Event::Data(at) => if let Some(at) = some(at) {
+                    let (_, left, right) = &mut under_way[at];
+                    shared.first_data(left);
+                    model.first_data(right);
+                },
+                Event::Settle(at, verdict) => if let Some(at) = some(at) {
+                    let (since, mut left, mut right) = under_way.swap_remove(at);
+                    let retry_after = Some(Duration::from_secs(7));
+                    let end = End {
+                        verdict: match verdict {
+                            0 | 1 => Verdict::Success,
+                            2 | 3 => Verdict::Failure,
+                            4 => Verdict::Overload { retry_after },
+                            5 => Verdict::CallerFault,
+                            _ => Verdict::Canceled,
+                        },
+                        usage: None,
+                        age: now - since,
+                    };
+                    let said = Says::of(&end, right.stage);
+                    shared.settle(&mut left, &end, now);
+                    model.settle(&mut right, said, now);
+                },
+                Event::Drop(at) => if let Some(at) = some(at) {
+                    let (_, mut left, mut right) = under_way.swap_remove(at);
+                    shared.give_back(&mut left);
+                    model.give_back(&mut right);
+                },
+                Event::Force(0) => {
+                    shared.change(Circuit::force_open);
+                    model.force_open();
+                }
+                Event::Force(1) => {
+                    shared.change(Circuit::force_closed);
+                    model.force_closed();
+                }
+                Event::Force(_) => {
+                    shared.change(Circuit::release);
+                    model.release();
+                }
+            }
+            shared.look(|circuit| {
+                assert_eq!(circuit.state(), model.state());
+                assert_eq!(circuit.tally.failures(), model.tally.failures());
+                assert_eq!(circuit.tally.calls(), model.tally.calls());
+                assert_eq!(circuit.next_probe_in(now), model.next_probe_in(now));
+                assert_eq!(circuit.opened(), model.opened());
+            });
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The breaker as its users meet it: a layer around a service, on a paused clock.
+
+#![allow(clippy::unwrap_used, reason = "this is a test, its helpers too")]
+
+mod behaviour;
+mod cost;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod script;
+mod wedge;
+
+#[global_allocator]
+static ALLOCATOR: palisade_core::testing::CountingAllocator =
+    palisade_core::testing::CountingAllocator;
