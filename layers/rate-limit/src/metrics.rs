@@ -1,0 +1,116 @@
+//! What a rule reports to the `metrics` facade.
+//!
+//! Handles are registered with the first decision, by when the program has installed its recorder, and kept: no
+//! decision after it looks up a name.
+
+use std::sync::Arc;
+
+use palisade_core::reject::Reason;
+
+#[cfg(feature = "metrics")]
+use self::on::Handles;
+
+/// Reports the decisions of one rule.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "metrics"), derive(Default))]
+pub(crate) struct Metrics {
+    #[cfg(feature = "metrics")]
+    layer: Arc<str>,
+    #[cfg(feature = "metrics")]
+    rule: Arc<str>,
+    #[cfg(feature = "metrics")]
+    handles: std::sync::OnceLock<Handles>,
+}
+
+#[cfg(not(feature = "metrics"))]
+impl Metrics {
+    pub(crate) fn new(_: &Arc<str>, _: &Arc<str>) -> Self {
+        Self::default()
+    }
+
+    #[inline]
+    pub(crate) fn admitted(&self, _: usize) {}
+
+    #[inline]
+    pub(crate) fn refused(&self, _: Reason) {}
+}
+
+#[cfg(feature = "metrics")]
+impl Metrics {
+    pub(crate) fn new(layer: &Arc<str>, rule: &Arc<str>) -> Self {
+        Self {
+            layer: layer.clone(),
+            rule: rule.clone(),
+            handles: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// A request was let through and took from the rule, which now holds this many keys.
+    pub(crate) fn admitted(&self, keys: usize) {
+        let handles = self.handles();
+        handles.admitted.increment(1);
+        handles.keys.set(keys as f64);
+    }
+
+    /// A request was refused, and the rule had the longest wait.
+    pub(crate) fn refused(&self, reason: Reason) {
+        let handles = self.handles();
+        match reason {
+            Reason::QuotaExhausted => handles.quota_exhausted.increment(1),
+            Reason::CostExceedsQuota => handles.cost_exceeds_quota.increment(1),
+            _ => handles.rate_limited.increment(1),
+        }
+    }
+
+    fn handles(&self) -> &Handles {
+        self.handles
+            .get_or_init(|| Handles::register(&self.layer, &self.rule))
+    }
+}
+
+#[cfg(feature = "metrics")]
+mod on {
+    use std::{fmt, sync::Arc};
+
+    use metrics::{Counter, Gauge, Label, counter, gauge};
+    use palisade_core::reject::Reason;
+
+    const ADMITTED: &str = "palisade_rate_limit_admitted_total";
+    const REFUSED: &str = "palisade_rate_limit_refused_total";
+    const KEYS: &str = "palisade_rate_limit_keys";
+
+    pub(super) struct Handles {
+        pub(super) admitted: Counter,
+        pub(super) rate_limited: Counter,
+        pub(super) quota_exhausted: Counter,
+        pub(super) cost_exceeds_quota: Counter,
+        pub(super) keys: Gauge,
+    }
+
+    impl Handles {
+        pub(super) fn register(layer: &Arc<str>, rule: &Arc<str>) -> Self {
+            let labels = || {
+                let layer = Label::new("layer", layer.clone());
+                vec![layer, Label::new("rule", rule.clone())]
+            };
+            let refused = |reason: Reason| {
+                let mut labels = labels();
+                labels.push(Label::new("reason", reason.name()));
+                counter!(REFUSED, labels)
+            };
+            Self {
+                admitted: counter!(ADMITTED, labels()),
+                rate_limited: refused(Reason::RateLimited),
+                quota_exhausted: refused(Reason::QuotaExhausted),
+                cost_exceeds_quota: refused(Reason::CostExceedsQuota),
+                keys: gauge!(KEYS, labels()),
+            }
+        }
+    }
+
+    impl fmt::Debug for Handles {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Handles").finish_non_exhaustive()
+        }
+    }
+}
