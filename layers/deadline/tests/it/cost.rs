@@ -1,0 +1,76 @@
+use std::{
+    future::pending,
+    pin::pin,
+    task::{Context, Waker},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use palisade_core::{
+    BoxError,
+    testing::{Answers, CountingAllocator},
+};
+use palisade_deadline::{AttemptTimeoutLayer, DeadlineLayer, Propagate, TimeoutHeader};
+use tower::{Layer, Service, ServiceBuilder, service_fn};
+
+use crate::support::SECOND;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Allocations of one request and its whole answer.
+async fn cost<L, B>(layer: L) -> u64
+where
+    L: Layer<Answers<fn() -> Response<Full<Bytes>>>>,
+    L::Service: Service<Request<()>, Response = Response<B>>,
+    B: http_body::Body,
+{
+    let mut service = layer.layer(Answers(|| Response::new(Full::from("hello"))));
+    let request = Request::new(());
+    let before = CountingAllocator::count();
+    if let Ok(response) = service.call(request).await {
+        let mut body = pin!(response.into_body());
+        while body.frame().await.is_some() {}
+    }
+    CountingAllocator::count() - before
+}
+
+#[tokio::test]
+async fn the_quiet_path_allocates_nothing() {
+    assert_eq!(cost(DeadlineLayer::new(SECOND)).await, 0);
+    assert_eq!(cost(DeadlineLayer::from_header("grpc-timeout")).await, 0);
+    assert_eq!(cost(AttemptTimeoutLayer::first_byte(SECOND)).await, 0);
+    let both = ServiceBuilder::new()
+        .layer(DeadlineLayer::new(SECOND))
+        .layer(AttemptTimeoutLayer::first_byte(SECOND));
+    assert_eq!(cost(both).await, 0);
+}
+
+#[tokio::test]
+async fn telling_others_allocates_the_extension_and_the_header() {
+    let layer = DeadlineLayer::new(SECOND);
+    assert_eq!(cost(layer.clone().propagate(Propagate::Extension)).await, 3);
+    let header = Propagate::Header(TimeoutHeader::grpc());
+    assert_eq!(cost(layer.propagate(header)).await, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_allocates_nothing_and_a_timeout_itself_and_its_source() {
+    let pending = service_fn(|_: Request<()>| pending::<Result<Response<Full<Bytes>>, BoxError>>());
+    let mut service = DeadlineLayer::new(SECOND).layer(pending);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut cost = (0, 0);
+    // With metrics, the first of its kind registers its counter.
+    for _ in 0..2 {
+        let mut call = pin!(service.call(Request::new(())));
+        let before = CountingAllocator::count();
+        assert!(call.as_mut().poll(&mut cx).is_pending());
+        cost.0 = CountingAllocator::count() - before;
+        tokio::time::advance(SECOND).await;
+        let before = CountingAllocator::count();
+        assert!(call.as_mut().poll(&mut cx).is_ready());
+        cost.1 = CountingAllocator::count() - before;
+    }
+    assert_eq!(cost, (0, 2));
+}
