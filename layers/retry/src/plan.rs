@@ -1,0 +1,282 @@
+//! What becomes of one request that may be sent more than once.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, header::CONTENT_TYPE, response};
+use http_body::Body;
+use palisade_core::{
+    BoxError,
+    attempt::Attempts,
+    classify::{Judge, Verdict},
+    deadline::Deadline,
+    head::{RequestHead, ResponseHead},
+    reject::Rejected,
+    time,
+};
+use tokio::time::Instant;
+
+use crate::{
+    backoff::Progress,
+    body::{Peeked, RetryBody, drain},
+    handle::count,
+    policy::{Exhausted, GRPC_PUSHBACK, Outcome, Policy, Repeat, SHOULD_RETRY},
+    replay::{ReplayBody, Tape},
+};
+
+const ATTEMPT: HeaderName = HeaderName::from_static("x-attempt");
+const GRPC_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
+/// Everything that another attempt needs.
+pub(crate) struct Plan<S, C, B> {
+    pub(crate) service: S,
+    pub(crate) classify: C,
+    pub(crate) policy: Arc<Policy>,
+    repeat: Repeat,
+    /// The request as it came, without its body.
+    head: Request<()>,
+    pub(crate) body: Tape<B>,
+    attempts: Attempts,
+    /// The number of the attempt that runs, or is next.
+    attempt: u32,
+    progress: Progress,
+    /// What the attempt before has ended with.
+    pub(crate) because: Verdict,
+    was_unsent: bool,
+}
+
+/// What follows an attempt.
+enum Next {
+    /// Its answer or error is the caller's.
+    Pass,
+    /// The same, though it should have been retried.
+    GiveUp(Exhausted),
+    /// Another attempt, then or at once.
+    Wait(Option<Instant>),
+}
+
+impl<S, C, B: Body> Plan<S, C, B> {
+    pub(crate) fn new(
+        service: S,
+        classify: &C,
+        policy: &Arc<Policy>,
+        repeat: Repeat,
+        mut request: Request<B>,
+    ) -> (Self, Request<ReplayBody<B>>)
+    where
+        C: Clone,
+    {
+        let head = RequestHead::from(&request).to_request();
+        // For a balancer further in; a layer further out may have put them there already.
+        let attempts = request.extensions_mut().get_or_insert_default::<Attempts>();
+        let attempts = attempts.clone();
+        let (parts, body) = request.into_parts();
+        let body = Tape::new(body, policy.replay_up_to);
+        let request = Request::from_parts(parts, body.play());
+        let plan = Self {
+            service,
+            classify: classify.clone(),
+            policy: policy.clone(),
+            repeat,
+            head,
+            body,
+            attempts,
+            attempt: 1,
+            progress: Progress::default(),
+            because: Verdict::Success,
+            was_unsent: false,
+        };
+        (plan, request)
+    }
+
+    /// The request of another attempt.
+    pub(crate) fn request(&self) -> Request<ReplayBody<B>> {
+        let mut request = self.head.clone().map(|()| self.body.play());
+        request.extensions_mut().insert(self.attempts.clone());
+        let (name, number) = if self.is_grpc() {
+            (GRPC_ATTEMPTS, self.attempt - 1)
+        } else {
+            (ATTEMPT, self.attempt)
+        };
+        request.headers_mut().insert(name, number.into());
+        request
+    }
+
+    fn next(&mut self, outcome: &Outcome<'_>) -> Next {
+        if !self.policy.wants(self.repeat, outcome) {
+            return Next::Pass;
+        }
+        match self.another(outcome) {
+            Ok(at) => {
+                self.attempt += 1;
+                self.because = outcome.verdict;
+                // Nothing more is sent for an attempt that has failed.
+                self.body.rewind();
+                Next::Wait(at)
+            }
+            Err(why) => {
+                count(&self.policy.stats.exhausted);
+                self.policy.metrics.exhausted(why);
+                Next::GiveUp(why)
+            }
+        }
+    }
+
+    /// When, if not at once. The budget comes last: nothing is taken from it for an attempt that is not made.
+    fn another(&mut self, outcome: &Outcome<'_>) -> Result<Option<Instant>, Exhausted> {
+        if self.attempt >= self.policy.attempts {
+            return Err(Exhausted::Attempts);
+        }
+        if !self.body.can_replay() {
+            return Err(Exhausted::Body);
+        }
+        let unsent = outcome.verdict == Verdict::Unsent;
+        let free = unsent && !self.was_unsent;
+        self.was_unsent |= unsent;
+        let delay = match outcome.hint() {
+            Some(hint) if hint > self.policy.wait_up_to => return Err(Exhausted::Delay),
+            Some(hint) => hint,
+            // The service has not seen it, so there is nothing to recover from.
+            None if free => Duration::ZERO,
+            None => self.policy.backoff.next(&mut self.progress),
+        };
+        let at = time::now().checked_add(delay).ok_or(Exhausted::Delay)?;
+        let deadline = self.head.extensions().get::<Deadline>();
+        if deadline.is_some_and(|&Deadline(deadline)| deadline <= at) {
+            return Err(Exhausted::Deadline);
+        }
+        let at = Some(at).filter(|_| !delay.is_zero());
+        let cost = match outcome.verdict {
+            Verdict::Unsent if free => return Ok(at),
+            // It has taken its time, and may still be at work.
+            Verdict::TimedOut => 2,
+            _ => 1,
+        };
+        if self.policy.budget.withdraw(cost) {
+            Ok(at)
+        } else {
+            Err(Exhausted::Budget)
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        let kind = self.head.headers().get(CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    }
+
+    /// Tells the caller not to try what was tried.
+    fn mark<T>(&self, response: &mut Response<T>, why: Exhausted) {
+        if !why.is_final() {
+            return;
+        }
+        let (name, value) = if self.is_grpc() {
+            (GRPC_PUSHBACK, "-1")
+        } else {
+            (SHOULD_RETRY, "false")
+        };
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+}
+
+/// What an attempt has led to.
+pub(crate) enum Step<J, R> {
+    Done(Result<Response<RetryBody<R>>, BoxError>),
+    Peek(Peek<J, R>),
+    Wait(Option<Instant>),
+}
+
+impl<S, C, B: Body> Plan<S, C, B> {
+    pub(crate) fn heard<J, R>(
+        &mut self,
+        mut judge: J,
+        answer: Result<Response<R>, BoxError>,
+    ) -> Step<J, R>
+    where
+        J: Judge,
+        R: Body<Data = Bytes>,
+        R::Error: Into<BoxError>,
+    {
+        let mut response = match answer {
+            Ok(response) => response,
+            Err(error) => return self.failed(&mut judge, error),
+        };
+        let head = ResponseHead::from(&response);
+        let Some(verdict) = judge.head(&head) else {
+            if J::READS_DATA && is_event_stream(&head) && !response.body().is_end_stream() {
+                let (head, body) = response.into_parts();
+                let body = Peeked::new(body);
+                return Step::Peek(Peek { head, body, judge });
+            }
+            return Step::Done(Ok(response.map(RetryBody::plain)));
+        };
+        let outcome = Outcome {
+            verdict,
+            answer: Some(&head),
+            error: None,
+        };
+        match self.next(&outcome) {
+            Next::Pass => {}
+            Next::GiveUp(why) => self.mark(&mut response, why),
+            Next::Wait(at) => {
+                drain(pin!(response.into_body()));
+                return Step::Wait(at);
+            }
+        }
+        Step::Done(Ok(response.map(RetryBody::plain)))
+    }
+
+    fn failed<J: Judge, R>(&mut self, judge: &mut J, mut error: BoxError) -> Step<J, R> {
+        let outcome = Outcome {
+            verdict: judge.error(&*error),
+            answer: None,
+            error: Some(&*error),
+        };
+        match self.next(&outcome) {
+            Next::Wait(at) => return Step::Wait(at),
+            Next::GiveUp(why) if why.is_final() => {
+                if let Some(rejected) = error.downcast_mut::<Rejected>() {
+                    rejected.give_up();
+                }
+            }
+            Next::GiveUp(_) | Next::Pass => {}
+        }
+        Step::Done(Err(error))
+    }
+
+    pub(crate) fn peeked<J, R>(&mut self, peek: Peek<J, R>, verdict: Option<Verdict>) -> Step<J, R>
+    where
+        R: Body<Data = Bytes>,
+        R::Error: Into<BoxError>,
+    {
+        let mut response = Response::from_parts(peek.head, ());
+        let next = verdict.map_or(Next::Pass, |verdict| {
+            self.next(&Outcome {
+                verdict,
+                answer: Some(&ResponseHead::from(&response)),
+                error: peek.body.error(),
+            })
+        });
+        match next {
+            Next::Pass => {}
+            Next::GiveUp(why) => self.mark(&mut response, why),
+            Next::Wait(at) => {
+                peek.body.drain();
+                return Step::Wait(at);
+            }
+        }
+        Step::Done(Ok(response.map(|()| RetryBody::peeked(peek.body))))
+    }
+}
+
+/// An event stream that has begun, while its first data are awaited.
+pub(crate) struct Peek<J, R> {
+    head: response::Parts,
+    pub(crate) body: Peeked<R>,
+    pub(crate) judge: J,
+}
+
+fn is_event_stream(head: &ResponseHead<'_>) -> bool {
+    let kind = head.headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
