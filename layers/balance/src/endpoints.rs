@@ -1,0 +1,388 @@
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use palisade_core::{
+    attempt::EndpointId,
+    gate::{Gate, Outlook},
+    time,
+};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+
+use crate::{
+    Health, Snapshot, Strategy,
+    coin::Coin,
+    fleet::{Ended, Fleet, Item},
+    metrics::Meters,
+    slot::{Duty, Slot},
+    wait::Shortage,
+};
+
+/// One backend instance: a name, the service that reaches it, and its gate.
+#[derive(Clone, Debug)]
+pub struct Endpoint<S, G = ()> {
+    name: Arc<str>,
+    service: S,
+    gate: G,
+    gated: bool,
+    weight: f64,
+    max_in_flight: u32,
+}
+
+impl<S> Endpoint<S> {
+    /// Is reached through `service`, which may have layers of its own. Ejected when it fails five times in a row.
+    pub fn new(name: impl Into<Arc<str>>, service: S) -> Self {
+        Self {
+            name: name.into(),
+            service,
+            gate: (),
+            gated: false,
+            weight: 1.0,
+            max_in_flight: u32::MAX,
+        }
+    }
+
+    /// Leaves it to `gate` when the endpoint is out of choice; the set does not eject it by itself any more.
+    ///
+    /// One gate value for each endpoint: clones of a gate share their state.
+    #[must_use]
+    pub fn gate<G: Gate>(self, gate: G) -> Endpoint<S, G> {
+        Endpoint {
+            name: self.name,
+            service: self.service,
+            gate,
+            gated: true,
+            weight: self.weight,
+            max_in_flight: self.max_in_flight,
+        }
+    }
+}
+
+impl<S, G> Endpoint<S, G> {
+    /// Its share relative to the others, 1 unless said otherwise, and at least a thousandth.
+    #[must_use]
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = sane(weight);
+        self
+    }
+
+    /// Never has more than `most` requests in flight, and at least one.
+    #[must_use]
+    pub fn max_in_flight(mut self, most: u32) -> Self {
+        self.max_in_flight = most.max(1);
+        self
+    }
+}
+
+/// A set of endpoints and the handle to it. Clones are the same set.
+///
+/// ```
+/// use palisade_balance::{Endpoint, Endpoints, Strategy};
+///
+/// let endpoints = Endpoints::default();
+/// endpoints.insert(Endpoint::new("a", "client of a"));
+/// endpoints.insert(Endpoint::new("b", "client of b").weight(2.0).max_in_flight(100));
+/// endpoints.set_strategy(Strategy::LeastConnections);
+/// assert_eq!(endpoints.snapshot()[1].weight, 2.0);
+/// assert!(endpoints.remove("a"));
+/// assert_eq!(endpoints.len(), 1);
+/// ```
+pub struct Endpoints<S, G = ()>(pub(crate) Arc<Shared<S, G>>);
+
+pub(crate) struct Shared<S, G> {
+    layer: Arc<str>,
+    fleet: Mutex<Fleet<Arc<Member<S, G>>>>,
+    pub(crate) shortage: Arc<Shortage>,
+    /// Called when endpoints have come or gone.
+    changed: Arc<Notify>,
+}
+
+pub(crate) struct Member<S, G> {
+    pub(crate) id: EndpointId,
+    name: Arc<str>,
+    /// Cloned for each attempt.
+    pub(crate) service: S,
+    pub(crate) gate: G,
+    gated: bool,
+    drained: Arc<Notify>,
+    pub(crate) meters: Meters,
+}
+
+impl<S, G: Gate> Item for Arc<Member<S, G>> {
+    #[inline]
+    fn is_gated(&self) -> bool {
+        self.gated
+    }
+
+    #[inline]
+    fn outlook(&self, now: Instant) -> Outlook {
+        self.gate.outlook(now)
+    }
+}
+
+impl<S, G: Gate> Default for Endpoints<S, G> {
+    fn default() -> Self {
+        Self::named("balance")
+    }
+}
+
+impl<S, G: Gate> Endpoints<S, G> {
+    /// An empty set, called `layer` in metrics.
+    pub fn named(layer: impl Into<Arc<str>>) -> Self {
+        let now = time::now();
+        Self(Arc::new(Shared {
+            layer: layer.into(),
+            fleet: Mutex::new(Fleet::new(now, Coin::random())),
+            shortage: Arc::new(Shortage::new(now)),
+            changed: Arc::new(Notify::new()),
+        }))
+    }
+
+    /// Adds an endpoint, or puts it in the place of the one of that name, which finishes what it has.
+    ///
+    /// It gets its share over ten seconds. What health checks have said of the name still holds, and whether it is
+    /// [`suspend`](Self::suspend)ed.
+    pub fn insert(&self, endpoint: Endpoint<S, G>) -> EndpointId {
+        let id = EndpointId::new();
+        let name = endpoint.name.clone();
+        let member = Member {
+            id,
+            meters: Meters::new(&self.0.layer, &name),
+            name: endpoint.name,
+            service: endpoint.service,
+            gate: endpoint.gate,
+            gated: endpoint.gated,
+            drained: Arc::new(Notify::new()),
+        };
+        let mut fleet = self.lock();
+        let said = fleet
+            .find(named(&name))
+            .map(|slot| (slot.health, slot.duty));
+        let gone = fleet.remove(named(&name));
+        let (weight, most) = (endpoint.weight, endpoint.max_in_flight);
+        let slot = fleet.insert(Arc::new(member), weight, most, time::now());
+        if let Some((health, duty)) = said {
+            slot.health = health;
+            slot.duty = duty;
+        }
+        drop(fleet);
+        // A service may do anything when it is dropped: not under the lock.
+        drop(gone);
+        self.report(&name);
+        self.0.shortage.end();
+        self.0.changed.notify_waiters();
+        id
+    }
+
+    /// Sends nothing more there; what is in flight goes on to its end. Says whether there was such an endpoint.
+    pub fn remove(&self, name: &str) -> bool {
+        let left = self.lock().remove(named(name));
+        self.0.changed.notify_waiters();
+        let found = left.is_some();
+        if let Some(left) = left {
+            self.ended(left);
+        }
+        found
+    }
+
+    /// [`remove`](Self::remove)s it, and waits until the last body has ended.
+    pub async fn drain(&self, name: &str) -> bool {
+        let found = self.remove(name);
+        while let Some(drained) = self.leaving(name) {
+            drained.await;
+        }
+        found
+    }
+
+    /// Sends nothing more there until it is [`resume`](Self::resume)d. Says whether there is such an endpoint.
+    pub fn suspend(&self, name: &str) -> bool {
+        let found = self
+            .lock()
+            .find(named(name))
+            .map(|slot| slot.duty = Duty::Suspended)
+            .is_some();
+        self.report(name);
+        found
+    }
+
+    /// Sends requests there again, slowly at first. Says whether there is such an endpoint.
+    pub fn resume(&self, name: &str) -> bool {
+        let found = self.lock().resume(named(name), time::now());
+        self.report(name);
+        self.0.shortage.end();
+        found
+    }
+
+    /// Changes its share relative to the others. Says whether there is such an endpoint.
+    pub fn set_weight(&self, name: &str, weight: f64) -> bool {
+        let mut fleet = self.lock();
+        let slot = fleet.find(named(name));
+        slot.map(|slot| slot.set_weight(sane(weight))).is_some()
+    }
+
+    /// Takes it out of choice or puts it back, as health checks do. Says whether there is such an endpoint.
+    ///
+    /// When a healthy endpoint was ejected, the next request finds out whether it works again.
+    pub fn set_health(&self, name: &str, health: Health) -> bool {
+        let found = self.lock().set_health(named(name), health, time::now());
+        self.report(name);
+        if health == Health::Healthy {
+            self.0.shortage.end();
+        }
+        found
+    }
+
+    /// Changes how the next endpoint is chosen, from the next request on.
+    pub fn set_strategy(&self, strategy: Strategy) {
+        self.lock().strategy = strategy;
+    }
+
+    /// How the next endpoint is chosen.
+    pub fn strategy(&self) -> Strategy {
+        self.lock().strategy
+    }
+
+    /// How each endpoint does, those that finish what they have included.
+    pub fn snapshot(&self) -> Vec<Snapshot> {
+        let mut fleet = self.lock();
+        let states = fleet.states(time::now());
+        let one = |(slot, state, retry_in): (&Slot<Arc<Member<S, G>>>, _, _)| {
+            let latency = slot.load.estimate();
+            Snapshot {
+                name: slot.item.name.clone(),
+                id: slot.item.id,
+                state,
+                in_flight: slot.load.in_flight(),
+                max_in_flight: (slot.max_in_flight != u32::MAX).then_some(slot.max_in_flight),
+                latency: latency.map(|nanos| Duration::from_nanos(nanos as u64)),
+                weight: slot.weight,
+                requests: slot.requests,
+                failures: slot.failures,
+                ejections: slot.ejections,
+                retry_in,
+            }
+        };
+        states.map(one).collect()
+    }
+
+    /// The name of an endpoint, until it has left and its last body has ended.
+    pub fn name_of(&self, id: EndpointId) -> Option<Arc<str>> {
+        let fleet = self.lock();
+        let mut slots = fleet.slots();
+        slots
+            .find(|slot| slot.item.id == id)
+            .map(|slot| slot.item.name.clone())
+    }
+
+    /// Hands out the gate of an endpoint, to look at it or to force it. `None` if there is no such endpoint.
+    pub fn with_gate<R>(&self, name: &str, look: impl FnOnce(&G) -> R) -> Option<R> {
+        let member = self.member(name)?;
+        let seen = look(&member.gate);
+        // It may have been opened, and nobody else would tell those who wait.
+        self.0.shortage.end();
+        Some(seen)
+    }
+
+    /// How many endpoints there are, whatever their state, without those that were removed.
+    pub fn len(&self) -> usize {
+        let fleet = self.lock();
+        let all = fleet.slots();
+        all.filter(|slot| slot.duty != Duty::Leaving).count()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The names of all that were not removed.
+    pub(crate) fn names(&self) -> Vec<Arc<str>> {
+        let fleet = self.lock();
+        let all = fleet.slots();
+        all.filter(|slot| slot.duty != Duty::Leaving)
+            .map(|slot| slot.item.name.clone())
+            .collect()
+    }
+
+    pub(crate) fn member(&self, name: &str) -> Option<Arc<Member<S, G>>> {
+        self.lock().find(named(name)).map(|slot| slot.item.clone())
+    }
+
+    /// Listens for endpoints that come or go, from now on.
+    pub(crate) fn changed(&self) -> OwnedNotified {
+        self.0.changed.clone().notified_owned()
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Shared<S, G>> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Fleet<Arc<Member<S, G>>>> {
+        self.0.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last attempt of an endpoint that leaves has ended, or one of another.
+    pub(crate) fn ended(&self, ended: Ended<Arc<Member<S, G>>>) {
+        match ended {
+            Ended::Stays { reopened: true } => self.0.shortage.end(),
+            Ended::Stays { reopened: false } => self.0.shortage.end_for_one(),
+            Ended::Gone(member) => {
+                if self.member(&member.name).is_none() {
+                    member.meters.gone();
+                }
+                member.drained.notify_waiters();
+            }
+        }
+    }
+
+    /// Brings the metrics up to date, for an endpoint that changes while no request ends there.
+    fn report(&self, name: &str) {
+        if Meters::ON {
+            let now = time::now();
+            let mut fleet = self.lock();
+            if let Some((member, state)) = fleet.state_by(named(name), now) {
+                member.meters.state(state);
+            }
+        }
+    }
+
+    /// Listens for the end of one of that name that leaves.
+    fn leaving(&self, name: &str) -> Option<OwnedNotified> {
+        let fleet = self.lock();
+        let mut slots = fleet.slots();
+        slots
+            .find(|slot| slot.duty == Duty::Leaving && *slot.item.name == *name)
+            .map(|slot| slot.item.drained.clone().notified_owned())
+    }
+}
+
+impl<S, G> Clone for Endpoints<S, G> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S, G: Gate> fmt::Debug for Endpoints<S, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshot = self.snapshot();
+        let named = snapshot.iter().map(|endpoint| (&endpoint.name, endpoint));
+        f.debug_map().entries(named).finish()
+    }
+}
+
+fn named<S, G>(name: &str) -> impl Fn(&Arc<Member<S, G>>) -> bool {
+    move |member| *member.name == *name
+}
+
+fn sane(weight: f64) -> f64 {
+    if weight.is_finite() {
+        weight.clamp(1e-3, 1e6)
+    } else {
+        1.0
+    }
+}

@@ -1,0 +1,137 @@
+//! Metrics of one endpoint. Nothing without the feature `metrics`.
+
+#[cfg(feature = "metrics")]
+pub(crate) use self::on::Meters;
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) use self::off::Meters;
+
+#[cfg(feature = "metrics")]
+mod on {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    };
+
+    use metrics::{Counter, Gauge, counter, gauge};
+    use palisade_core::classify::Verdict;
+
+    use crate::EndpointState;
+
+    const IN_FLIGHT: &str = "palisade_balance_in_flight";
+    const ATTEMPTS: &str = "palisade_balance_attempts_total";
+    const EJECTIONS: &str = "palisade_balance_ejections_total";
+    const STATE: &str = "palisade_balance_endpoint_state";
+
+    /// Names as [`Verdict::name`] says them.
+    const VERDICTS: [&str; 8] = [
+        "success",
+        "failure",
+        "overload",
+        "caller_fault",
+        "timed_out",
+        "unsent",
+        "refused",
+        "canceled",
+    ];
+
+    /// Registered when the endpoint is inserted, so that a request only adds to them.
+    pub(crate) struct Meters {
+        in_flight: Gauge,
+        attempts: [Counter; VERDICTS.len()],
+        ejections: Counter,
+        states: [Gauge; EndpointState::ALL.len()],
+        /// Which of them is 1.
+        state: AtomicUsize,
+    }
+
+    impl Meters {
+        pub(crate) const ON: bool = true;
+
+        pub(crate) fn new(layer: &Arc<str>, endpoint: &Arc<str>) -> Self {
+            let labels = [("layer", layer.clone()), ("endpoint", endpoint.clone())];
+            Self {
+                in_flight: gauge!(IN_FLIGHT, &labels),
+                attempts: VERDICTS.map(|verdict| {
+                    let (layer, endpoint) = (layer.clone(), endpoint.clone());
+                    counter!(ATTEMPTS, "layer" => layer, "endpoint" => endpoint, "verdict" => verdict)
+                }),
+                ejections: counter!(EJECTIONS, &labels),
+                states: EndpointState::ALL.map(|state| {
+                    let (layer, endpoint) = (layer.clone(), endpoint.clone());
+                    gauge!(STATE, "layer" => layer, "endpoint" => endpoint, "state" => state.name())
+                }),
+                state: AtomicUsize::new(usize::MAX),
+            }
+        }
+
+        pub(crate) fn started(&self) {
+            self.in_flight.increment(1.0);
+        }
+
+        pub(crate) fn ended(&self) {
+            self.in_flight.decrement(1.0);
+        }
+
+        pub(crate) fn attempt(&self, verdict: Verdict) {
+            let name = verdict.name();
+            let mut all = VERDICTS.iter().zip(&self.attempts);
+            if let Some((_, counter)) = all.find(|(verdict, _)| **verdict == name) {
+                counter.increment(1);
+            }
+        }
+
+        pub(crate) fn ejected(&self) {
+            self.ejections.increment(1);
+        }
+
+        /// Called under the lock of the set, so that the last one stands.
+        pub(crate) fn state(&self, state: EndpointState) {
+            let at = EndpointState::ALL.iter().position(|other| *other == state);
+            let at = at.unwrap_or(usize::MAX);
+            if self.state.swap(at, Relaxed) == at {
+                return;
+            }
+            for (other, gauge) in self.states.iter().enumerate() {
+                gauge.set(f64::from(u8::from(other == at)));
+            }
+        }
+
+        pub(crate) fn gone(&self) {
+            for gauge in &self.states {
+                gauge.set(0.0);
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+mod off {
+    use std::sync::Arc;
+
+    use palisade_core::classify::Verdict;
+
+    use crate::EndpointState;
+
+    pub(crate) struct Meters;
+
+    impl Meters {
+        pub(crate) const ON: bool = false;
+
+        pub(crate) fn new(_: &Arc<str>, _: &Arc<str>) -> Self {
+            Self
+        }
+
+        pub(crate) fn started(&self) {}
+
+        pub(crate) fn ended(&self) {}
+
+        pub(crate) fn attempt(&self, _: Verdict) {}
+
+        pub(crate) fn ejected(&self) {}
+
+        pub(crate) fn state(&self, _: EndpointState) {}
+
+        pub(crate) fn gone(&self) {}
+    }
+}
