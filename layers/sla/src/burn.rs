@@ -1,0 +1,586 @@
+//! Error budgets, and how fast they are spent.
+
+use std::{array, time::Duration};
+
+use crate::{objective::Objective, ring::Ring};
+
+/// What an error budget is for, unless told otherwise. The windows of the alerts scale with it.
+pub(crate) const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Buckets of 10 s in a period of 30 days.
+const FINE: u64 = 30 * 24 * 360;
+/// Buckets of 5 min are 30 of them.
+const MIDDLE: u64 = 30;
+/// Buckets of 1 h are 360 of them.
+const COARSE: u64 = 360;
+
+/// With fewer requests in the long window no alert fires.
+const ENOUGH: u64 = 50;
+/// Nor in the first minute of traffic, which is six fine buckets.
+const COLD: u64 = 6;
+
+/// The Site Reliability Workbook, chapter 5, with 3 x over a day between its 6 x and 1 x.
+const RULES: [Rule; 4] = [
+    Rule {
+        kind: AlertKind::Page,
+        above: 14.4,
+        long: Span::fine("1h", 360),
+        short: Span::fine("5m", 30),
+    },
+    Rule {
+        kind: AlertKind::Page,
+        above: 6.0,
+        long: Span::middle("6h", 72),
+        short: Span::fine("30m", 180),
+    },
+    Rule {
+        kind: AlertKind::Ticket,
+        above: 3.0,
+        long: Span::middle("1d", 288),
+        short: Span::fine("2h", 720),
+    },
+    Rule {
+        kind: AlertKind::Ticket,
+        above: 1.0,
+        long: Span::middle("3d", 864),
+        short: Span::middle("6h", 72),
+    },
+];
+
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    kind: AlertKind,
+    above: f64,
+    long: Span,
+    short: Span,
+}
+
+/// A window and the buckets that it is made of.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    name: &'static str,
+    scale: Scale,
+    buckets: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scale {
+    Fine,
+    Middle,
+}
+
+impl Span {
+    const fn fine(name: &'static str, buckets: u64) -> Self {
+        Self {
+            name,
+            scale: Scale::Fine,
+            buckets,
+        }
+    }
+
+    const fn middle(name: &'static str, buckets: u64) -> Self {
+        Self {
+            name,
+            scale: Scale::Middle,
+            buckets,
+        }
+    }
+}
+
+/// Requests that an objective is about, and those among them that broke it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    events: u64,
+    bad: u64,
+}
+
+impl Count {
+    pub(crate) fn count(&mut self, bad: bool) {
+        self.events += 1;
+        self.bad += u64::from(bad);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.bad += other.bad;
+    }
+
+    fn share(&self) -> f64 {
+        if self.events == 0 {
+            return 0.0;
+        }
+        self.bad as f64 / self.events as f64
+    }
+}
+
+/// What both objectives count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) availability: Count,
+    pub(crate) latency: Count,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.availability.add(&other.availability);
+        self.latency.add(&other.latency);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.availability.events == 0
+    }
+}
+
+/// The counts of a period, finer the newer they are, and which alerts fire.
+#[derive(Debug)]
+pub(crate) struct ErrorBudgets {
+    fine: Ring<Counts>,
+    middle: Ring<Counts>,
+    coarse: Ring<Counts>,
+    /// When the first request was counted.
+    first: Option<u64>,
+    availability: Firing,
+    latency: Firing,
+}
+
+impl ErrorBudgets {
+    pub(crate) fn new(period: Duration) -> Self {
+        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
+        let fine = (period / FINE).max(1);
+        let longest = |scale| {
+            let spans = RULES.iter().flat_map(|rule| [rule.long, rule.short]);
+            let spans = spans.filter(|span| span.scale == scale);
+            spans.map(|span| span.buckets).max().unwrap_or(0)
+        };
+        Self {
+            fine: Ring::new(fine, longest(Scale::Fine)),
+            middle: Ring::new(fine * MIDDLE, longest(Scale::Middle)),
+            coarse: Ring::new(fine * COARSE, FINE / COARSE),
+            first: None,
+            availability: Firing::default(),
+            latency: Firing::default(),
+        }
+    }
+
+    /// The finest buckets. Edges of coarser ones are edges of these.
+    pub(crate) fn fine(&self) -> &Ring<Counts> {
+        &self.fine
+    }
+
+    /// Counts requests that ended in one fine bucket, the first of them at this time.
+    pub(crate) fn add(&mut self, first: u64, counts: &Counts) {
+        self.first = Some(self.first.map_or(first, |known| known.min(first)));
+        for ring in [&mut self.fine, &mut self.middle, &mut self.coarse] {
+            if let Some(bucket) = ring.at(first) {
+                bucket.add(counts);
+            }
+        }
+    }
+
+    /// Decides which alerts fire, and says why.
+    pub(crate) fn report(&mut self, nanos: u64, objective: &Objective) -> Burn {
+        let (mut availability, mut latency) = (self.availability, self.latency);
+        let burn = Burn {
+            period_seconds: seconds(self.fine.width() * FINE),
+            availability: self.budget(
+                nanos,
+                (objective.success_share(), None),
+                |counts| &counts.availability,
+                &mut availability,
+            ),
+            latency: objective.latency_share().map(|(share, limit)| {
+                let promise = (share, Some(limit));
+                self.budget(nanos, promise, |counts| &counts.latency, &mut latency)
+            }),
+        };
+        (self.availability, self.latency) = (availability, latency);
+        burn
+    }
+
+    fn budget(
+        &self,
+        nanos: u64,
+        (target, limit): (f64, Option<Duration>),
+        pick: fn(&Counts) -> &Count,
+        firing: &mut Firing,
+    ) -> ErrorBudget {
+        let allowed = 1.0 - target;
+        let cold = COLD * self.fine.width();
+        let warm = (self.first).is_some_and(|first| nanos.saturating_sub(first) >= cold);
+        let alerts = array::from_fn(|at| {
+            let (rule, fires) = (&RULES[at], &mut firing[at]);
+            let long = self.rate(nanos, rule.long, allowed, pick);
+            let short = self.rate(nanos, rule.short, allowed, pick);
+            // The short window ends an alert soon after its cause has ended.
+            *fires = short.burn_rate >= rule.above
+                && (*fires || warm && long.events >= ENOUGH && long.burn_rate >= rule.above);
+            Alert {
+                kind: rule.kind,
+                above: rule.above,
+                long,
+                short,
+                firing: *fires,
+            }
+        });
+        let whole = sum(&self.coarse, nanos, FINE / COARSE, pick);
+        ErrorBudget {
+            target,
+            limit_seconds: limit.map(|limit| limit.as_secs_f64()),
+            events: whole.events,
+            bad_events: whole.bad,
+            error_budget_left: 1.0 - whole.share() / allowed,
+            alerts,
+        }
+    }
+
+    fn rate(&self, nanos: u64, span: Span, allowed: f64, pick: fn(&Counts) -> &Count) -> BurnRate {
+        let ring = match span.scale {
+            Scale::Fine => &self.fine,
+            Scale::Middle => &self.middle,
+        };
+        let count = sum(ring, nanos, span.buckets, pick);
+        BurnRate {
+            window: span.name,
+            window_seconds: seconds(ring.width() * span.buckets),
+            events: count.events,
+            bad_events: count.bad,
+            burn_rate: count.share() / allowed,
+        }
+    }
+}
+
+type Firing = [bool; RULES.len()];
+
+fn sum(ring: &Ring<Counts>, nanos: u64, buckets: u64, pick: fn(&Counts) -> &Count) -> Count {
+    let mut sum = Count::default();
+    for counts in ring.window(nanos, buckets) {
+        sum.add(pick(counts));
+    }
+    sum
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// How fast each objective uses up its error budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Burn {
+    /// What an error budget is for.
+    pub period_seconds: f64,
+    /// The promise that requests succeed.
+    pub availability: ErrorBudget,
+    /// The promise that those that do are in time, if there is one.
+    pub latency: Option<ErrorBudget>,
+}
+
+impl Burn {
+    /// The error budgets, by the name of their objective.
+    pub fn error_budgets(&self) -> impl Iterator<Item = (&'static str, &ErrorBudget)> {
+        let latency = self.latency.as_ref().map(|latency| ("latency", latency));
+        [("availability", &self.availability)]
+            .into_iter()
+            .chain(latency)
+    }
+
+    /// The most urgent alert that fires.
+    pub fn firing(&self) -> Option<AlertKind> {
+        self.error_budgets()
+            .filter_map(|(_, budget)| budget.firing())
+            .max()
+    }
+}
+
+/// The error budget of one objective, over the period up to now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ErrorBudget {
+    /// The share of requests that was promised.
+    pub target: f64,
+    /// The time that was promised.
+    pub limit_seconds: Option<f64>,
+    /// Requests that the objective is about.
+    pub events: u64,
+    /// Those that broke it.
+    pub bad_events: u64,
+    /// The share of the error budget that is not spent: 1 without events, below 0 when the objective is missed.
+    pub error_budget_left: f64,
+    /// The alerts, fastest first.
+    pub alerts: [Alert; RULES.len()],
+}
+
+impl ErrorBudget {
+    /// The most urgent alert that fires.
+    pub fn firing(&self) -> Option<AlertKind> {
+        let firing = self.alerts.iter().filter(|alert| alert.firing);
+        firing.map(|alert| alert.kind).max()
+    }
+}
+
+/// Fires when the error budget is spent so fast over both windows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Alert {
+    /// How urgent it is.
+    pub kind: AlertKind,
+    /// The burn rate from which on it fires.
+    pub above: f64,
+    /// Shows that it matters.
+    pub long: BurnRate,
+    /// Shows that it still goes on.
+    pub short: BurnRate,
+    /// Whether it fires.
+    pub firing: bool,
+}
+
+/// How urgent an alert is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum AlertKind {
+    /// Somebody should look at it in the coming days.
+    Ticket,
+    /// Somebody should look at it now.
+    Page,
+}
+
+/// The error budget spent over a window per error budget earned over it: 1 ends exactly used up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BurnRate {
+    /// The name of the window: what it is for a period of 30 days.
+    pub window: &'static str,
+    /// How long it is: its whole buckets, to which the running one comes.
+    pub window_seconds: f64,
+    /// Requests in the window that the objective is about.
+    pub events: u64,
+    /// Those that broke it.
+    pub bad_events: u64,
+    /// 0 without events.
+    pub burn_rate: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const HOUR: u64 = 3600 * SECOND;
+
+    fn objective() -> Objective {
+        Objective::success(0.999).unwrap()
+    }
+
+    fn one(bad: bool) -> Counts {
+        let mut counts = Counts::default();
+        counts.availability.count(bad);
+        counts
+    }
+
+    /// A service that is asked at a steady pace, and its budgets in a period.
+    struct Service {
+        budgets: ErrorBudgets,
+        now: u64,
+        pace: u64,
+    }
+
+    impl Service {
+        fn new(period: Duration, pace: u64) -> Self {
+            Self {
+                budgets: ErrorBudgets::new(period),
+                now: 0,
+                pace,
+            }
+        }
+
+        fn burn(&mut self) -> Burn {
+            self.budgets.report(self.now, &objective())
+        }
+
+        /// Whether the fastest alert fires.
+        fn pages(&mut self) -> bool {
+            self.burn().availability.alerts[0].firing
+        }
+
+        fn serve(&mut self, time: u64, bad: bool) {
+            let until = self.now + time;
+            while self.now < until {
+                self.budgets.add(self.now, &one(bad));
+                self.now += self.pace;
+            }
+        }
+
+        /// How long until the fastest alert does or does not fire, in nanoseconds.
+        fn serve_until(&mut self, pages: bool, bad: bool) -> u64 {
+            let from = self.now;
+            while self.pages() != pages {
+                self.budgets.add(self.now, &one(bad));
+                self.now += self.pace;
+                assert!(self.now - from < 2 * HOUR, "nothing happens");
+            }
+            self.now - from
+        }
+    }
+
+    #[test]
+    fn a_total_outage_after_an_hour_of_steady_traffic_pages_after_52_seconds() {
+        let mut service = Service::new(PERIOD, SECOND / 10);
+        service.serve(HOUR, false);
+        let taken = service.serve_until(true, true) as f64 / 1e9;
+        // 14.4 x 0.1 % of an hour; the window is up to a bucket too long, which makes it 0.3 % later.
+        assert!((51.84..52.1).contains(&taken), "{taken} s");
+        let burn = service.burn();
+        assert_eq!(burn.firing(), Some(AlertKind::Page));
+        assert_eq!(burn.availability.firing(), Some(AlertKind::Page));
+    }
+
+    #[test]
+    fn a_period_of_half_an_hour_shows_the_same_1440_times_faster() {
+        let mut service = Service::new(Duration::from_secs(1800), SECOND / 14_400);
+        service.serve(HOUR / 1440, false);
+        let taken = service.serve_until(true, true) as f64 / 1e9 * 1440.0;
+        assert!((51.84..52.1).contains(&taken), "{taken} s");
+        assert!((service.burn().period_seconds - 1800.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn an_alert_ends_when_the_short_window_is_clean_though_the_long_one_is_not() {
+        let mut service = Service::new(PERIOD, SECOND);
+        service.serve(HOUR, false);
+        service.serve(120 * SECOND, true);
+        assert!(service.pages());
+        let taken = service.serve_until(false, false) / SECOND;
+        assert!((290..=310).contains(&taken), "{taken} s");
+        let alert = service.burn().availability.alerts[0];
+        assert!(alert.long.burn_rate > alert.above, "{alert:?}");
+        assert!(alert.short.burn_rate < alert.above, "{alert:?}");
+        // A handful of errors more is not a reason to fire again.
+        service.serve(2 * SECOND, true);
+        assert!(!service.pages());
+    }
+
+    #[test]
+    fn an_alert_goes_on_while_good_requests_dilute_the_long_window_only() {
+        let mut service = Service::new(PERIOD, SECOND);
+        service.serve(HOUR / 2, false);
+        service.serve_until(true, true);
+        service.serve(100 * SECOND, false);
+        let alert = service.burn().availability.alerts[0];
+        assert!(alert.long.burn_rate < alert.above, "{alert:?}");
+        assert!(alert.firing);
+    }
+
+    #[test]
+    fn without_events_there_is_no_alert_and_the_whole_error_budget() {
+        let mut service = Service::new(PERIOD, SECOND);
+        for _ in 0..100 {
+            let burn = service.burn();
+            assert_eq!(burn.firing(), None);
+            assert_eq!(burn.availability.error_budget_left, 1.0);
+            let alerts = burn.availability.alerts.iter();
+            assert!(alerts.clone().all(|alert| alert.long.burn_rate == 0.0));
+            service.now += HOUR;
+        }
+    }
+
+    #[test]
+    fn an_alert_ends_by_itself_when_nobody_asks_any_more() {
+        let mut service = Service::new(PERIOD, SECOND);
+        service.serve(200 * SECOND, true);
+        assert!(service.pages());
+        service.now += 311 * SECOND;
+        assert!(!service.pages());
+        service.now += 73 * HOUR;
+        assert_eq!(service.burn().firing(), None);
+        assert!(service.burn().availability.error_budget_left < 0.0);
+        service.now += 31 * 24 * HOUR;
+        assert_eq!(service.burn().availability.error_budget_left, 1.0);
+    }
+
+    #[test]
+    fn a_cold_service_pages_neither_before_a_minute_nor_before_50_requests() {
+        let mut quick = Service::new(PERIOD, SECOND / 10);
+        quick.now = 1234 * SECOND;
+        assert_eq!(quick.serve_until(true, true), 60 * SECOND);
+        let mut slow = Service::new(PERIOD, 2 * SECOND);
+        assert_eq!(slow.serve_until(true, true), 100 * SECOND);
+    }
+
+    #[test]
+    fn a_slow_burn_is_a_ticket() {
+        let mut service = Service::new(PERIOD, SECOND);
+        // Four in a thousand: four times what may be.
+        for second in 0..7 * 3600 {
+            service.serve(SECOND, second % 250 == 0);
+        }
+        let burn = service.burn();
+        assert_eq!(burn.firing(), Some(AlertKind::Ticket));
+        let firing = burn.availability.alerts.map(|alert| alert.firing);
+        assert_eq!(firing, [false, false, true, true]);
+    }
+
+    #[test]
+    fn the_error_budget_is_one_bad_request_in_a_thousand() {
+        let mut service = Service::new(PERIOD, SECOND);
+        service.serve(998 * SECOND, false);
+        for left in [0.0, -0.998] {
+            service.serve(SECOND, true);
+            let found = service.burn().availability.error_budget_left;
+            assert!((found - left).abs() < 0.01, "{found} {left}");
+        }
+    }
+
+    #[test]
+    fn each_objective_spends_its_own_error_budget() {
+        let objective = objective().within(Duration::from_secs(2), 0.9).unwrap();
+        let mut budgets = ErrorBudgets::new(PERIOD);
+        for at in 0..100 {
+            let mut counts = one(false);
+            counts.latency.count(at % 2 == 0);
+            budgets.add(at * SECOND, &counts);
+        }
+        let burn = budgets.report(100 * SECOND, &objective);
+        assert_eq!(burn.availability.error_budget_left, 1.0);
+        let latency = burn.latency.unwrap();
+        assert_eq!((latency.target, latency.limit_seconds), (0.9, Some(2.0)));
+        assert!((latency.error_budget_left + 4.0).abs() < 1e-9);
+        assert!((latency.alerts[0].long.burn_rate - 5.0).abs() < 1e-9);
+        let names: Vec<_> = burn.error_budgets().map(|(name, _)| name).collect();
+        assert_eq!(names, ["availability", "latency"]);
+        // 5 is above 3 and 1, and neither 14.4 nor 6.
+        assert_eq!(burn.firing(), Some(AlertKind::Ticket));
+    }
+
+    proptest! {
+        #[test]
+        fn windows_equal_a_recount_with_the_same_edges(
+            events in vec((0..2 * HOUR, any::<bool>()), 1..100),
+        ) {
+            let mut budgets = ErrorBudgets::new(PERIOD);
+            let (mut now, mut list) = (0, Vec::new());
+            for (passed, bad) in events {
+                now += passed;
+                budgets.add(now, &one(bad));
+                list.push((now, bad));
+            }
+            let burn = budgets.report(now, &objective());
+            for alert in burn.availability.alerts {
+                for rate in [alert.long, alert.short] {
+                    let window = rate.window_seconds as u64 * SECOND;
+                    let width = if window < 6 * HOUR { 10 } else { 300 } * SECOND;
+                    let oldest = (now / width * width).saturating_sub(window);
+                    let within = list.iter().filter(|(at, _)| *at >= oldest);
+                    prop_assert_eq!(rate.events, within.clone().count() as u64);
+                    prop_assert_eq!(rate.bad_events, within.filter(|(_, bad)| *bad).count() as u64);
+                }
+            }
+        }
+    }
+}

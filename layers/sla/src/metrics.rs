@@ -1,0 +1,123 @@
+//! Names and labels.
+
+use std::sync::Arc;
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+
+use crate::{
+    burn::{AlertKind, Burn, BurnRate},
+    class::{Class, Standing},
+    indicators::Event,
+};
+
+const REQUESTS: &str = "palisade_sla_requests_total";
+const DURATION: &str = "palisade_sla_duration_seconds";
+const FIRST_DATA: &str = "palisade_sla_first_data_seconds";
+const TOKENS: &str = "palisade_sla_tokens_total";
+const IN_FLIGHT: &str = "palisade_sla_in_flight";
+const BUDGET_LEFT: &str = "palisade_sla_error_budget_left_ratio";
+const BURN_RATE: &str = "palisade_sla_burn_rate_ratio";
+const FIRING: &str = "palisade_sla_alert_firing";
+
+/// What requests report to, registered once.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    requests: [Counter; Class::ALL.len()],
+    duration: Histogram,
+    first_data: Histogram,
+    input_tokens: Counter,
+    output_tokens: Counter,
+    in_flight: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(layer: &Arc<str>) -> Self {
+        describe_counter!(REQUESTS, "Requests that have ended, by how they did");
+        describe_histogram!(
+            DURATION,
+            Unit::Seconds,
+            "From admission to the end of the answer"
+        );
+        describe_histogram!(
+            FIRST_DATA,
+            Unit::Seconds,
+            "From admission to the first data of the answer"
+        );
+        describe_counter!(TOKENS, "Tokens that language models read and wrote");
+        describe_gauge!(IN_FLIGHT, "Requests before the end of their answer");
+        let tokens = |kind| counter!(TOKENS, "layer" => layer.clone(), "kind" => kind);
+        Self {
+            requests: Class::ALL.map(
+                |class| counter!(REQUESTS, "layer" => layer.clone(), "verdict" => class.name()),
+            ),
+            duration: histogram!(DURATION, "layer" => layer.clone()),
+            first_data: histogram!(FIRST_DATA, "layer" => layer.clone()),
+            input_tokens: tokens("input"),
+            output_tokens: tokens("output"),
+            in_flight: gauge!(IN_FLIGHT, "layer" => layer.clone()),
+        }
+    }
+
+    pub(crate) fn entered(&self) {
+        self.in_flight.increment(1.0);
+    }
+
+    pub(crate) fn left(&self) {
+        self.in_flight.decrement(1.0);
+    }
+
+    pub(crate) fn happened(&self, event: &Event) {
+        let usage = match event {
+            Event::FirstData(taken) => {
+                self.first_data.record(*taken);
+                None
+            }
+            Event::End(ended) => {
+                self.requests[ended.class as usize].increment(1);
+                if ended.class.standing() != Standing::LeftOut {
+                    self.duration.record(ended.total);
+                }
+                ended.usage
+            }
+            Event::Tokens(usage, _) => Some(*usage),
+        };
+        if let Some(usage) = usage {
+            self.input_tokens.increment(usage.prompt);
+            self.output_tokens.increment(usage.completion);
+        }
+    }
+}
+
+/// Sets what is only known when asked.
+pub(crate) fn publish(layer: &Arc<str>, burn: &Burn) {
+    describe_gauge!(
+        BUDGET_LEFT,
+        "The share of the error budget that is not spent"
+    );
+    describe_gauge!(BURN_RATE, "Error budget spent per error budget earned");
+    describe_gauge!(FIRING, "1 while an alert of this kind fires");
+    for (rule, budget) in burn.error_budgets() {
+        let left = gauge!(BUDGET_LEFT, "layer" => layer.clone(), "rule" => rule);
+        left.set(budget.error_budget_left);
+        for rate in budget
+            .alerts
+            .iter()
+            .flat_map(|alert| [&alert.long, &alert.short])
+        {
+            let BurnRate {
+                window, burn_rate, ..
+            } = *rate;
+            gauge!(BURN_RATE, "layer" => layer.clone(), "rule" => rule, "window" => window)
+                .set(burn_rate);
+        }
+        for (kind, name) in [(AlertKind::Page, "page"), (AlertKind::Ticket, "ticket")] {
+            let mut alerts = budget.alerts.iter();
+            let fires = alerts.any(|alert| alert.kind == kind && alert.firing);
+            gauge!(FIRING, "layer" => layer.clone(), "rule" => rule, "kind" => name)
+                .set(f64::from(u8::from(fires)));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What a recorder hears.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use http::StatusCode;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use palisade_core::classify::Usage;
+
+use crate::{layer, serve};
+
+/// `name{label=value,...}` and what it stands at.
+fn values(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+    let all = snapshotter.snapshot().into_vec().into_iter();
+    all.map(|(key, _, _, value)| {
+        let labels = key.key().labels();
+        let labels: Vec<_> = labels
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        let name = format!("{}{{{}}}", key.key().name(), labels.join(","));
+        let value = match value {
+            DebugValue::Counter(count) => count as f64,
+            DebugValue::Gauge(value) => value.into_inner(),
+            DebugValue::Histogram(samples) => {
+                samples.iter().map(|sample| sample.into_inner()).sum()
+            }
+        };
+        (name, value)
+    })
+    .collect()
+}
+
+#[test]
+fn requests_tokens_and_burn_rates_are_reported_by_name_and_verdict() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let layer = layer().named("chat");
+            let handle = layer.handle();
+            serve(&layer, StatusCode::OK, Duration::from_millis(250)).await;
+            serve(&layer, StatusCode::BAD_GATEWAY, Duration::from_millis(500)).await;
+            serve(&layer, StatusCode::NOT_FOUND, Duration::from_secs(9)).await;
+            let usage = Usage {
+                prompt: 3,
+                completion: 4,
+            };
+            handle.add_usage(usage, Duration::from_secs(1));
+            handle.publish();
+        });
+    });
+    let values = values(&snapshotter);
+    for (name, expected) in [
+        (
+            "palisade_sla_requests_total{layer=chat,verdict=success}",
+            1.0,
+        ),
+        (
+            "palisade_sla_requests_total{layer=chat,verdict=failure}",
+            1.0,
+        ),
+        (
+            "palisade_sla_requests_total{layer=chat,verdict=caller_fault}",
+            1.0,
+        ),
+        (
+            "palisade_sla_requests_total{layer=chat,verdict=canceled}",
+            0.0,
+        ),
+        ("palisade_sla_duration_seconds{layer=chat}", 0.75),
+        ("palisade_sla_first_data_seconds{layer=chat}", 0.25),
+        ("palisade_sla_in_flight{layer=chat}", 0.0),
+        ("palisade_sla_tokens_total{layer=chat,kind=input}", 3.0),
+        ("palisade_sla_tokens_total{layer=chat,kind=output}", 4.0),
+        (
+            "palisade_sla_error_budget_left_ratio{layer=chat,rule=availability}",
+            -499.0,
+        ),
+        (
+            "palisade_sla_error_budget_left_ratio{layer=chat,rule=latency}",
+            1.0,
+        ),
+        (
+            "palisade_sla_burn_rate_ratio{layer=chat,rule=availability,window=5m}",
+            500.0,
+        ),
+        (
+            "palisade_sla_burn_rate_ratio{layer=chat,rule=latency,window=3d}",
+            0.0,
+        ),
+        (
+            "palisade_sla_alert_firing{layer=chat,rule=availability,kind=page}",
+            0.0,
+        ),
+    ] {
+        let found = values
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} in {values:#?}"));
+        assert!((found - expected).abs() < 1e-6, "{name}: {found}");
+    }
+    let gauges = values
+        .keys()
+        .filter(|name| name.contains("burn_rate"))
+        .count();
+    assert_eq!(gauges, 14, "seven windows of two objectives");
+}
