@@ -1,8 +1,25 @@
 //! Tower layers for services that must stay up: a request ends when its response body ends.
 //!
-//! Permits, verdicts, latencies, in-flight counts and costs are settled when the body of the answer has ended, also
+//! Rate limit, adaptive balance, retry with backoff, circuit breaker, deadline and SLA monitor, each a
+//! [`tower_layer::Layer`](https://docs.rs/tower-layer), for axum and tonic servers and for hyper, reqwest and tonic
+//! clients. Permits, verdicts, latencies, in-flight counts and costs are settled when the body of the answer has ended, also
 //! when it breaks off and when the caller leaves: a stream of a minute is in flight for a minute, and an error in
 //! its middle counts.
+//!
+//! # Example
+//!
+//! One layer on an axum router, shared by all of its routes:
+//!
+//! ```
+//! # #[cfg(feature = "rate-limit")] {
+//! use axum::{Router, routing::get};
+//! use palisade::{LayerExt, rate_limit::{Quota, RateLimitLayer}};
+//!
+//! let app: Router = Router::new()
+//!     .route("/", get(async || "hello"))
+//!     .layer(RateLimitLayer::new(Quota::per_second(50).burst(100)).responding());
+//! # let _ = app; }
+//! ```
 //!
 //! # Which layer goes outside which
 //!
@@ -11,6 +28,43 @@
 //! # What each layer makes of each verdict
 //!
 #![doc = include_str!("verdicts.md")]
+
+#[cfg(feature = "balance")]
+pub mod balance {
+    //! Sends each request to the endpoint that is cheapest now.
+    #[doc(inline)]
+    pub use palisade_balance::*;
+}
+#[cfg(feature = "circuit-breaker")]
+pub mod circuit_breaker {
+    //! Stops calling a service that keeps failing.
+    #[doc(inline)]
+    pub use palisade_circuit_breaker::*;
+}
+#[cfg(feature = "deadline")]
+pub mod deadline {
+    //! Ends requests that take too long, their bodies too.
+    #[doc(inline)]
+    pub use palisade_deadline::*;
+}
+#[cfg(feature = "rate-limit")]
+pub mod rate_limit {
+    //! Limits how much each caller may ask for.
+    #[doc(inline)]
+    pub use palisade_rate_limit::*;
+}
+#[cfg(feature = "retry")]
+pub mod retry {
+    //! Sends a request again when that may help, and within a budget.
+    #[doc(inline)]
+    pub use palisade_retry::*;
+}
+#[cfg(feature = "sla")]
+pub mod sla {
+    //! Measures what callers get, against what was promised.
+    #[doc(inline)]
+    pub use palisade_sla::*;
+}
 
 pub use palisade_core::{
     BoxError, attempt, classify, gate,
@@ -23,3 +77,8 @@ pub use palisade_core::{
     respond::{LayerExt, RespondLayer},
     retry_after, settle, time,
 };
+
+/// Compiles the examples of the README.
+#[cfg(all(doctest, feature = "full"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -7,14 +7,46 @@
 mod inner;
 mod laws;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
-use palisade::gate::GateLayer;
+use palisade::{
+    Ratio,
+    balance::{Balance, Endpoint, Endpoints},
+    circuit_breaker::{CircuitBreaker, CircuitBreakerLayer},
+    deadline::{AttemptTimeoutLayer, DeadlineLayer},
+    gate::GateLayer,
+    gates,
+    rate_limit::{Headers, Quota, RateLimit, RateLimitLayer},
+    retry::{Backoff, Repeatable, RetryLayer},
+    sla::{Objective, Sla, SlaLayer},
+};
 use palisade_core::testing::CountingAllocator;
 use tower::Layer;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn objective() -> Objective {
+    let objective = Objective::success(0.999).unwrap();
+    objective.within(SECOND, 0.99).unwrap()
+}
+
+fn retry() -> RetryLayer {
+    RetryLayer::new(Backoff::exponential(SECOND / 40, SECOND).unwrap())
+}
+
+fn limit() -> RateLimitLayer {
+    RateLimitLayer::new(Quota::per_second(1000)).headers(Headers::Off)
+}
+
+fn balance<S>(inner: S) -> Balance<S, CircuitBreaker> {
+    let endpoints = Endpoints::default();
+    endpoints.insert(Endpoint::new("a", inner).gate(CircuitBreaker::consecutive(5, HOUR)));
+    Balance::adaptive(endpoints)
+}
 
 /// Whether a layer is ready when the service inside it is, or for reasons of its own.
 #[derive(Clone, Copy, PartialEq)]
@@ -41,6 +73,65 @@ macro_rules! table {
 table! {
     no_gate "core" {
         layer: |inner| GateLayer::new(()).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    circuit_breaker "circuit-breaker" {
+        layer: |inner| CircuitBreakerLayer::consecutive(5, HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    circuit_breaker_window "circuit-breaker" {
+        layer: |inner| CircuitBreakerLayer::window(Ratio::HALF, 100, HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    deadline "deadline" {
+        layer: |inner| DeadlineLayer::new(HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    attempt_timeout "deadline" {
+        layer: |inner| AttemptTimeoutLayer::first_byte(HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    rate_limit "rate-limit" {
+        layer: |inner| limit().layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    rate_limit_with_headers "rate-limit" {
+        layer: |inner| RateLimitLayer::new(Quota::per_second(1000)).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 3,
+    }
+    retry_of_what_may_be_retried "retry" {
+        layer: |inner| retry().layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 4,
+    }
+    retry_of_what_may_not_be_retried "retry" {
+        layer: |inner| retry().repeat(Repeatable::when(|_| false)).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    sla "sla" {
+        layer: |inner| SlaLayer::new(objective()).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    balance "balance" {
+        layer: balance,
+        readiness: Readiness::Own,
+        allocations: 0,
+    }
+    four_gates "core" {
+        layer: |inner| {
+            let breaker = CircuitBreaker::consecutive(5, HOUR);
+            let limit = RateLimit::new(Quota::per_second(1000)).headers(Headers::Off);
+            gates((Sla::new(objective()), limit, breaker, ())).layer(inner)
+        },
         readiness: Readiness::OfInner,
         allocations: 0,
     }

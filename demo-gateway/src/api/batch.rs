@@ -1,0 +1,178 @@
+//! `POST /generate/batch`: many requests at once, each on its own through the layers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    Inbound, forward,
+    generate::{self, GenerateAnswer, GenerateRequest},
+    input, read,
+};
+use crate::{
+    app::App,
+    body::{self, Answer},
+    errors::ApiError,
+    exchange::{Exchange, Operation},
+    headers::{ATTEMPTS, to_backend},
+    identity::Caller,
+};
+
+const PATH: &str = "/generate/batch";
+
+/// The most requests in one batch.
+const MOST: usize = 100;
+
+/// How many of a batch are under way at once.
+const SIDE_BY_SIDE: usize = 32;
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    requests: Vec<&'a RawValue>,
+}
+
+#[derive(Serialize)]
+struct Results {
+    processed_count: usize,
+    results: Vec<Outcome>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Ok(GenerateAnswer),
+    Error(Box<RawValue>),
+}
+
+pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
+    let Inbound {
+        app,
+        peer,
+        id,
+        request,
+    } = inbound;
+    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
+        return Ok(*refused);
+    }
+    let (parts, body) = request.into_parts();
+    let body = read(&app, &parts.headers, body).await?;
+    let batch: Batch<'_> = input::json(&body)?;
+    let many = batch.requests.len();
+    if many > MOST {
+        let detail = format!("`requests`: {many} are more than {MOST}");
+        return Err(ApiError::bad_request(detail).param("requests"));
+    }
+    let headers = to_backend(parts.headers);
+    let room = Arc::new(Semaphore::new(SIDE_BY_SIDE));
+    // Dropped with the request: a caller who leaves ends all that is under way.
+    let mut under_way = JoinSet::new();
+    for (at, request) in batch.requests.iter().enumerate() {
+        let item = Item {
+            at,
+            app: app.clone(),
+            caller: caller.clone(),
+            headers: headers.clone(),
+            body: body.slice_ref(request.get().as_bytes()),
+            id: numbered(&id, at),
+        };
+        let room = room.clone();
+        under_way.spawn(async move {
+            let _place = room.acquire_owned().await;
+            item.run().await
+        });
+    }
+    let mut results: Vec<Option<Outcome>> = Vec::new();
+    results.resize_with(many, || None);
+    let (mut attempts, mut signature) = (0, HeaderMap::new());
+    while let Some(done) = under_way.join_next().await {
+        // One that panicked leaves its place empty.
+        let Ok(done) = done else { continue };
+        results[done.at] = Some(done.outcome);
+        attempts += done.attempts;
+        signature = done.signature;
+    }
+    let lost = || {
+        let problem = ApiError::bad_gateway("the request was lost").problem();
+        raw(problem.as_bytes())
+    };
+    let results = results.into_iter();
+    let results: Vec<_> = results
+        .map(|outcome| outcome.unwrap_or_else(lost))
+        .collect();
+    let mut answer = body::json(&Results {
+        processed_count: results.len(),
+        results,
+    });
+    // How the limits stood when the last was answered.
+    forward::copy_signature(&signature, answer.headers_mut());
+    answer.headers_mut().insert(ATTEMPTS, attempts.into());
+    Ok(answer)
+}
+
+struct Item {
+    at: usize,
+    app: Arc<App>,
+    caller: Arc<Caller>,
+    headers: HeaderMap,
+    body: Bytes,
+    id: HeaderValue,
+}
+
+struct Done {
+    at: usize,
+    outcome: Outcome,
+    attempts: u32,
+    signature: HeaderMap,
+}
+
+impl Item {
+    async fn run(self) -> Done {
+        let exchange = Arc::new(Exchange::new(self.caller, Operation::Generate, false));
+        let (outcome, signature) = match GenerateRequest::check(&self.body) {
+            Err(error) => (raw(error.problem().as_bytes()), HeaderMap::new()),
+            Ok(()) => {
+                let body = self.body;
+                let answer =
+                    generate::one(&self.app, &exchange, self.headers, body, &self.id).await;
+                match answer {
+                    Ok(answer) => {
+                        let (parts, answer) = answer.into_parts();
+                        (Outcome::Ok(answer), parts.headers)
+                    }
+                    Err(answer) => {
+                        let (parts, body) = answer.into_parts();
+                        let body = body.collect().await.map(|body| body.to_bytes());
+                        (raw(&body.unwrap_or_default()), parts.headers)
+                    }
+                }
+            }
+        };
+        Done {
+            at: self.at,
+            outcome,
+            attempts: exchange.attempts.count(),
+            signature,
+        }
+    }
+}
+
+/// An error as it was told, or what stands for it when that is no JSON.
+fn raw(body: &[u8]) -> Outcome {
+    Outcome::Error(serde_json::from_slice(body).unwrap_or_else(|_| {
+        let problem = ApiError::bad_gateway("the backend refused the request").problem();
+        RawValue::from_string(problem).unwrap_or_default()
+    }))
+}
+
+/// The id of one request of a batch.
+fn numbered(id: &HeaderValue, at: usize) -> HeaderValue {
+    let id = id.to_str().unwrap_or_default();
+    HeaderValue::try_from(format!("{id}-{at}")).unwrap_or(HeaderValue::from_static("-"))
+}

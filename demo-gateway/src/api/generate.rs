@@ -1,0 +1,187 @@
+//! `POST /generate`.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, Uri};
+use http_body_util::BodyExt;
+use palisade::time;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Inbound,
+    forward::{self, Outbound, Stopwatch},
+    input, read,
+};
+use crate::{
+    app::App,
+    body::{self, Answer, Body},
+    errors::{self, ApiError, Language},
+    exchange::{Exchange, Operation},
+    headers::{REQUEST_ID, to_backend},
+};
+
+const PATH: &str = "/generate";
+
+/// What is asked. The backend gets the bytes as they came, so only what must be right is read.
+#[derive(Debug, Deserialize)]
+pub(super) struct GenerateRequest<'a> {
+    #[serde(borrow)]
+    prompt: Cow<'a, str>,
+    #[serde(default, rename = "model")]
+    _model: Option<Cow<'a, str>>,
+    max_tokens: Option<u32>,
+    temperature: Option<f64>,
+    user_id: Option<Cow<'a, str>>,
+}
+
+impl<'a> GenerateRequest<'a> {
+    pub(super) fn check(body: &'a [u8]) -> Result<(), ApiError> {
+        let request: Self = input::json(body)?;
+        let wrong = |field, detail: &'static str| {
+            Err(ApiError::bad_request(format!("`{field}` {detail}")).param(field))
+        };
+        if request.prompt.is_empty() {
+            return wrong("prompt", "is empty");
+        }
+        if request.max_tokens == Some(0) {
+            return wrong("max_tokens", "is not at least 1");
+        }
+        if request
+            .temperature
+            .is_some_and(|temperature| !(0.0..=2.0).contains(&temperature))
+        {
+            return wrong("temperature", "is not 0 to 2");
+        }
+        let user = request.user_id.as_deref().unwrap_or_default();
+        if user.chars().any(char::is_control) {
+            return wrong("user_id", "has control characters");
+        }
+        Ok(())
+    }
+}
+
+/// What is answered.
+#[derive(Debug, Serialize)]
+pub(super) struct GenerateAnswer {
+    response: String,
+    backend_id: Arc<str>,
+    processing_time_ms: f64,
+    tokens_used: u64,
+    request_id: String,
+}
+
+pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
+    let Inbound {
+        app,
+        peer,
+        id,
+        request,
+    } = inbound;
+    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
+        return Ok(*refused);
+    }
+    let (parts, body) = request.into_parts();
+    let body = read(&app, &parts.headers, body).await?;
+    let stopwatch = Stopwatch::start();
+    GenerateRequest::check(&body)?;
+    let exchange = Arc::new(Exchange::new(caller, Operation::Generate, false));
+    let answer = one(&app, &exchange, to_backend(parts.headers), body, &id).await;
+    stopwatch.stop(&app, &exchange);
+    Ok(match answer {
+        Ok(answer) => {
+            let (parts, answer) = answer.into_parts();
+            let mut done = body::json(&answer);
+            forward::copy_signature(&parts.headers, done.headers_mut());
+            done
+        }
+        Err(answer) => *answer,
+    })
+}
+
+/// One request that was found to be right, through the layers.
+pub(super) async fn one(
+    app: &App,
+    exchange: &Arc<Exchange>,
+    mut headers: HeaderMap,
+    body: Bytes,
+    id: &HeaderValue,
+) -> Result<Response<GenerateAnswer>, Box<Answer>> {
+    let since = time::now();
+    headers.insert(REQUEST_ID, id.clone());
+    let outbound = Outbound {
+        exchange: exchange.clone(),
+        method: Method::POST,
+        uri: Uri::from_static(PATH),
+        headers,
+        body,
+        limit: app.config.timeouts.request,
+    };
+    let answer = outbound.send(app).await;
+    let response = forward::passed(app, exchange, PATH, answer)?;
+    if !response.status().is_success() {
+        return Err(Box::new(response.map(Body::Passed)));
+    }
+    let (parts, body) = response.into_parts();
+    // Settles the request: the answer itself was read by the attempt.
+    let failed = match body.collect().await {
+        Ok(_) => None,
+        Err(error) => Some(errors::refuse(PATH, error)),
+    };
+    let (Some(generated), Some(backend), None) =
+        (exchange.take_generated(), exchange.backend(), &failed)
+    else {
+        let failed = failed.unwrap_or_else(|| {
+            ApiError::bad_gateway("the backend answered without a text").answer(Language::Problem)
+        });
+        let mut answer = body::full(failed);
+        forward::copy_signature(&parts.headers, answer.headers_mut());
+        return Err(Box::new(answer));
+    };
+    let answer = GenerateAnswer {
+        response: generated.response,
+        backend_id: backend.id.clone(),
+        processing_time_ms: millis(time::now().saturating_duration_since(since)),
+        tokens_used: generated.tokens_used,
+        request_id: id.to_str().unwrap_or_default().to_owned(),
+    };
+    Ok(Response::from_parts(parts, answer))
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_place() {
+        for (body, says) in [
+            ("{\"prompt\":\"a\"", "line 1 column 13"),
+            ("{}", "`prompt`"),
+            (
+                "{\"prompt\":7}",
+                "`prompt`: invalid type: integer `7`, expected a string at line 1",
+            ),
+            ("{\"prompt\":\"\"}", "`prompt` is empty"),
+            ("{\"prompt\":\"a\",\"max_tokens\":-1}", "`max_tokens`"),
+            ("{\"prompt\":\"a\",\"max_tokens\":0}", "`max_tokens`"),
+            ("{\"prompt\":\"a\",\"temperature\":3}", "`temperature`"),
+            ("{\"prompt\":\"a\",\"user_id\":\"x\\u0000\"}", "`user_id`"),
+            ("[\"a\",null,1,1,null]", "instead of an object"),
+            ("", "line 1 column 0"),
+            ("{\"prompt\":\"a\"} x", "trailing"),
+        ] {
+            let error = GenerateRequest::check(body.as_bytes()).unwrap_err();
+            let told = error.problem();
+            assert!(
+                told.contains("\"status\":400") && told.contains(says),
+                "{body}: {told}"
+            );
+        }
+        GenerateRequest::check(b"{\"prompt\":\"a\",\"model\":null,\"other\":{}}").unwrap();
+    }
+}

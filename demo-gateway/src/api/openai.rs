@@ -1,0 +1,403 @@
+//! `/v1`: passed through as it is, byte for byte, but for the usage that streams are asked to count.
+
+use std::{borrow::Cow, ops::Range, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Method, Response,
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body_util::BodyExt;
+use palisade::{BoxError, reject::Rejected};
+use serde::{
+    Deserialize,
+    de::{Deserializer, IgnoredAny},
+};
+use serde_json::{Map, Value, value::RawValue};
+
+use super::{
+    Inbound,
+    forward::{self, Outbound, Stopwatch},
+    input, read,
+};
+use crate::{
+    app::App,
+    body::{Answer, Body},
+    errors::{self, ApiError, Language},
+    exchange::{Exchange, Operation},
+    headers::{REQUEST_ID, to_backend},
+    sse::{self, Late, PING_EVERY, Relay, UsageEvent},
+    stack::PipelineBody,
+};
+
+/// Where errors are told as OpenAI tells them.
+const PATH: &str = "/v1";
+
+/// What has to be right before a backend is asked. Lists are counted, not kept.
+#[derive(Debug, Deserialize)]
+struct Completion<'a> {
+    #[serde(borrow)]
+    model: Cow<'a, str>,
+    messages: Option<Vec<IgnoredAny>>,
+    prompt: Option<IgnoredAny>,
+    input: Option<IgnoredAny>,
+    stream: Option<bool>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    stream_options: Option<&'a RawValue>,
+}
+
+/// Unlike the usual way, `null` is something that stands there.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
+}
+
+/// What is done about a request.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    stream: bool,
+    usage: UsageEvent,
+    body: Bytes,
+}
+
+impl Plan {
+    fn new(operation: Operation, body: Bytes) -> Result<Self, ApiError> {
+        let asked: Completion<'_> = input::json(&body)?;
+        let wrong = |field: &'static str, detail: &'static str| {
+            Err(ApiError::bad_request(format!("`{field}` {detail}")).param(field))
+        };
+        if asked.model.is_empty() {
+            return wrong("model", "is empty");
+        }
+        match operation {
+            Operation::Chat => match asked.messages {
+                None => return wrong("messages", "is missing"),
+                Some(messages) if messages.is_empty() => return wrong("messages", "is empty"),
+                Some(_) => {}
+            },
+            Operation::Completion if asked.prompt.is_none() => {
+                return wrong("prompt", "is missing");
+            }
+            Operation::Embeddings if asked.input.is_none() => return wrong("input", "is missing"),
+            _ => {}
+        }
+        let stream = asked.stream == Some(true) && operation != Operation::Embeddings;
+        if !stream {
+            let usage = UsageEvent::Keep;
+            return Ok(Self {
+                stream,
+                usage,
+                body,
+            });
+        }
+        let edit = match asked.stream_options {
+            None => Edit::Append,
+            Some(raw) => match serde_json::from_str::<Option<Map<String, Value>>>(raw.get()) {
+                Err(_) => return wrong("stream_options", "is not an object"),
+                Ok(options) => {
+                    let mut options = options.unwrap_or_default();
+                    if options.get("include_usage") == Some(&Value::Bool(true)) {
+                        Edit::None
+                    } else {
+                        options.insert("include_usage".into(), true.into());
+                        Edit::Replace(place(&body, raw), errors::json(&options))
+                    }
+                }
+            },
+        };
+        let usage = match edit {
+            Edit::None => UsageEvent::Keep,
+            _ => UsageEvent::Remove,
+        };
+        let body = edit.apply(body);
+        Ok(Self {
+            stream,
+            usage,
+            body,
+        })
+    }
+}
+
+/// How `stream_options` get to ask for the usage.
+enum Edit {
+    None,
+    Append,
+    Replace(Range<usize>, String),
+}
+
+impl Edit {
+    fn apply(self, body: Bytes) -> Bytes {
+        let (at, text) = match self {
+            Self::None => return body,
+            Self::Replace(at, text) => (at, text),
+            Self::Append => {
+                // An object with a model in it, so there is something before its end.
+                let end = body
+                    .iter()
+                    .rposition(|byte| *byte == b'}')
+                    .unwrap_or(body.len());
+                (
+                    end..end,
+                    r#","stream_options":{"include_usage":true}"#.into(),
+                )
+            }
+        };
+        let mut edited = BytesMut::with_capacity(body.len() + text.len());
+        edited.extend_from_slice(&body[..at.start]);
+        edited.extend_from_slice(text.as_bytes());
+        edited.extend_from_slice(&body[at.end..]);
+        edited.freeze()
+    }
+}
+
+/// Where a value stands in the text that it was read from.
+fn place(body: &Bytes, raw: &RawValue) -> Range<usize> {
+    let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
+    start..start + raw.get().len()
+}
+
+/// `POST` below `/v1`.
+pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Answer, ApiError> {
+    let Inbound {
+        app,
+        peer,
+        id,
+        request,
+    } = inbound;
+    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    if let Err(refused) = forward::peek(&app, &caller, operation, PATH) {
+        return Ok(*refused);
+    }
+    let (parts, body) = request.into_parts();
+    let body = read(&app, &parts.headers, body).await?;
+    let stopwatch = Stopwatch::start();
+    let plan = Plan::new(operation, body)?;
+    let exchange = Arc::new(Exchange::new(caller, operation, plan.stream));
+    let mut headers = to_backend(parts.headers);
+    headers.insert(REQUEST_ID, id);
+    let timeouts = &app.config.timeouts;
+    let outbound = Outbound {
+        exchange: exchange.clone(),
+        method: Method::POST,
+        uri: parts.uri,
+        headers,
+        body: plan.body,
+        limit: if plan.stream {
+            timeouts.stream
+        } else {
+            timeouts.request
+        },
+    };
+    let answer = if plan.stream {
+        stream(&app, &exchange, outbound, plan.usage).await
+    } else {
+        let answer = outbound.send(&app).await;
+        match forward::passed(&app, &exchange, PATH, answer) {
+            Ok(response) => response.map(Body::Passed),
+            Err(answer) => *answer,
+        }
+    };
+    stopwatch.stop(&app, &exchange);
+    Ok(answer)
+}
+
+/// `GET /v1/models`, of any backend.
+pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
+    let Inbound {
+        app,
+        peer,
+        id,
+        request,
+    } = inbound;
+    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    let (parts, _) = request.into_parts();
+    let exchange = Arc::new(Exchange::new(caller, Operation::Models, false));
+    let mut headers = to_backend(parts.headers);
+    headers.insert(REQUEST_ID, id);
+    let outbound = Outbound {
+        exchange: exchange.clone(),
+        method: Method::GET,
+        uri: parts.uri,
+        headers,
+        body: Bytes::new(),
+        limit: app.config.timeouts.request,
+    };
+    let answer = outbound.send(&app).await;
+    Ok(match forward::passed(&app, &exchange, PATH, answer) {
+        Ok(response) => response.map(Body::Passed),
+        Err(answer) => *answer,
+    })
+}
+
+async fn stream(
+    app: &Arc<App>,
+    exchange: &Arc<Exchange>,
+    outbound: Outbound,
+    usage: UsageEvent,
+) -> Answer {
+    let sent = {
+        let app = app.clone();
+        async move { outbound.send(&app).await }
+    };
+    let mut sent = Box::pin(sent);
+    let Ok(answer) = tokio::time::timeout(PING_EVERY, &mut sent).await else {
+        // From here on there is no status left to fail with.
+        let mut answer = Response::new(());
+        forward::sign(answer.headers_mut(), exchange, app, Language::OpenAi);
+        let (late, exchange) = (app.clone(), exchange.clone());
+        let late: Late<PipelineBody> =
+            Box::pin(
+                async move { told(forward::passed(&late, &exchange, PATH, sent.await)).await },
+            );
+        return events(answer.map(|()| Relay::waiting(late, usage, Farewell)));
+    };
+    match forward::passed(app, exchange, PATH, answer) {
+        Ok(response) if is_events(response.headers()) => {
+            events(response.map(|body| Relay::new(body, usage, Farewell)))
+        }
+        Ok(response) => response.map(Body::Passed),
+        Err(answer) => *answer,
+    }
+}
+
+/// An answer as an event, if it is no stream of them.
+async fn told(
+    answer: Result<Response<PipelineBody>, Box<Answer>>,
+) -> Result<Response<PipelineBody>, String> {
+    let body = match answer {
+        Ok(response) if is_events(response.headers()) => return Ok(response),
+        Ok(response) => response.map(Body::Passed).into_body(),
+        Err(answer) => answer.into_body(),
+    };
+    let body = body.collect().await.map(|body| body.to_bytes());
+    let body = body.unwrap_or_default();
+    // An event is one line.
+    let told = serde_json::from_slice::<Value>(&body).ok();
+    let told = told.filter(|told| told.get("error").is_some());
+    Err(match told {
+        Some(told) => told.to_string(),
+        None => ApiError::bad_gateway("the backend did not answer with a stream").openai(),
+    })
+}
+
+fn events(response: Response<Relay<PipelineBody, Farewell>>) -> Answer {
+    let mut answer = response.map(Body::Events);
+    let headers = answer.headers_mut();
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    answer
+}
+
+fn is_events(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
+}
+
+/// Tells why a stream breaks off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Farewell;
+
+impl sse::Farewell for Farewell {
+    fn data(&self, error: BoxError) -> String {
+        if Rejected::find(&*error).is_none() {
+            return ApiError::bad_gateway("the backend broke the stream off").openai();
+        }
+        let told = errors::whole(errors::refuse(PATH, error).into_body());
+        String::from_utf8_lossy(&told).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: &str = r#"{"model":"m","messages":[{}],"stream":true}"#;
+
+    fn plan(body: &str) -> Plan {
+        Plan::new(Operation::Chat, Bytes::copy_from_slice(body.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn a_stream_always_counts_its_tokens_and_the_rest_stays_byte_for_byte() {
+        let asked = r#""stream_options":{"include_usage":true}"#;
+        for (body, expected) in [
+            (
+                ASKED.to_owned(),
+                format!(r#"{{"model":"m","messages":[{{}}],"stream":true,{asked}}}"#),
+            ),
+            (
+                ASKED.replace("true}", "true,  \"stream_options\": null , \"x\":[1e2]}\n"),
+                ASKED.replace(
+                    "true}",
+                    "true,  \"stream_options\": {\"include_usage\":true} , \"x\":[1e2]}\n",
+                ),
+            ),
+            (
+                ASKED.replace(
+                    "true}",
+                    r#"true,"stream_options":{"include_usage":false,"a":1}}"#,
+                ),
+                ASKED.replace(
+                    "true}",
+                    r#"true,"stream_options":{"a":1,"include_usage":true}}"#,
+                ),
+            ),
+        ] {
+            let plan = plan(&body);
+            assert_eq!(plan.body, expected);
+            assert_eq!((plan.stream, plan.usage), (true, UsageEvent::Remove));
+        }
+    }
+
+    #[test]
+    fn what_needs_no_edit_is_not_copied() {
+        let asked = ASKED.replace("true}", r#"true,"stream_options":{"include_usage":true}}"#);
+        for (body, usage) in [
+            (asked, UsageEvent::Keep),
+            (ASKED.replace("true", "false"), UsageEvent::Keep),
+            (ASKED.replace("true", "null"), UsageEvent::Keep),
+        ] {
+            let bytes = Bytes::from(body);
+            let plan = Plan::new(Operation::Chat, bytes.clone()).unwrap();
+            assert_eq!(plan.body.as_ptr(), bytes.as_ptr());
+            assert_eq!(plan.usage, usage);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (operation, body, param) in [
+            (Operation::Chat, r#"{"messages":[{}]}"#, "model"),
+            (Operation::Chat, r#"{"model":"m"}"#, "messages"),
+            (
+                Operation::Chat,
+                r#"{"model":"m","messages":[]}"#,
+                "messages",
+            ),
+            (
+                Operation::Chat,
+                r#"{"model":"m","messages":"hi"}"#,
+                "messages",
+            ),
+            (Operation::Chat, r#"{"model":7,"messages":[{}]}"#, "model"),
+            (
+                Operation::Chat,
+                r#"{"model":"m","messages":[{}],"stream":"yes"}"#,
+                "stream",
+            ),
+            (
+                Operation::Chat,
+                r#"{"model":"m","messages":[{}],"stream":true,"stream_options":7}"#,
+                "stream_options",
+            ),
+            (Operation::Completion, r#"{"model":"m"}"#, "prompt"),
+            (Operation::Embeddings, r#"{"model":"m"}"#, "input"),
+        ] {
+            let error = Plan::new(operation, Bytes::from(body)).unwrap_err();
+            let told: Value = serde_json::from_str(&error.openai()).unwrap();
+            assert_eq!(told["error"]["param"], param, "{body}: {told}");
+            assert_eq!(told["error"]["type"], "invalid_request_error");
+        }
+    }
+}

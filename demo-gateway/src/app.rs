@@ -1,0 +1,56 @@
+//! What all requests share.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use palisade::BoxError;
+
+use crate::{
+    backends::Backends,
+    config::Config,
+    identity::Identities,
+    metrics::{Account, Meters},
+    stack::Stack,
+};
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) admin_token: String,
+    pub(crate) identities: Identities,
+    pub(crate) backends: Backends,
+    pub(crate) stack: Stack,
+    /// How many threads serve connections.
+    pub(crate) workers: usize,
+    pub(crate) meters: Arc<Meters>,
+    draining: AtomicBool,
+}
+
+impl App {
+    /// Expects a configuration without mistakes.
+    pub(crate) fn new(config: Config, admin_token: String) -> Result<Self, BoxError> {
+        let meters = Arc::new(Meters::new());
+        let backends = Backends::new(&config);
+        let account = Account::new(meters.clone());
+        Ok(Self {
+            workers: backends.workers(),
+            stack: Stack::new(&config, &backends, account)?,
+            identities: Identities::new(&config),
+            draining: AtomicBool::new(false),
+            admin_token,
+            backends,
+            meters,
+            config,
+        })
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}

@@ -1,0 +1,217 @@
+//! The command line, and the environment where the command line says nothing.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Backend, Config, Fault, Strategy, Switch, parse_duration};
+
+/// A gateway for language models.
+///
+/// Without any argument it serves on 127.0.0.1:8000 with three simulated backends.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; `serve` when nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `serve`.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves requests.
+    Serve(Box<Serve>),
+    /// Prints every mistake in a configuration file, with its place; exit status 1 if there is any.
+    Check {
+        /// The file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+/// The options of `serve`. What is said here counts more than the file.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Serve {
+    /// The configuration, as TOML.
+    #[arg(long, env = "PALISADE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to listen; port 0 picks a free one [default: 127.0.0.1:8000].
+    #[arg(long, env = "PALISADE_LISTEN", value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// A backend; may be said more than once, in the environment with blanks between.
+    #[arg(
+        long = "backend",
+        env = "PALISADE_BACKEND",
+        value_name = "[ID=]URL[,weight=W][,max_connections=N]",
+        value_delimiter = ' '
+    )]
+    pub backends: Vec<Backend>,
+    /// How many simulated backends run inside while no other is named [default: 3].
+    #[arg(long, env = "PALISADE_EMBEDDED_BACKENDS", value_name = "N")]
+    pub embedded_backends: Option<usize>,
+    /// What `/admin` asks for [default: made up and printed].
+    #[arg(
+        long,
+        env = "PALISADE_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    pub admin_token: Option<String>,
+    /// Whether the rules for who may ask how often hold [default: default].
+    #[arg(long, env = "PALISADE_RATE_LIMIT", value_enum)]
+    pub rate_limit: Option<Switch>,
+    /// How endpoints are chosen [default: adaptive].
+    #[arg(long, env = "PALISADE_STRATEGY", value_enum)]
+    pub strategy: Option<Strategy>,
+    /// How often each backend is asked for its health [default: 5s].
+    #[arg(long, env = "PALISADE_HEALTH_INTERVAL", value_name = "DURATION", value_parser = parse_duration)]
+    pub health_interval: Option<Duration>,
+    /// How long `/readyz` says 503 before the port closes [default: 0s].
+    #[arg(long, env = "PALISADE_DRAIN_DELAY", value_name = "DURATION", value_parser = parse_duration)]
+    pub drain_delay: Option<Duration>,
+    /// Prints the configuration that would be used, without its secrets, and exits.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl Serve {
+    /// The file, with what was said beside it.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong in the file.
+    pub fn to_config(&self) -> Result<Config, Vec<Fault>> {
+        let mut config = match &self.config {
+            Some(path) => config::load(path)?,
+            None => Config::default(),
+        };
+        let Self {
+            config: _,
+            listen,
+            backends,
+            embedded_backends,
+            admin_token,
+            rate_limit,
+            strategy,
+            health_interval,
+            drain_delay,
+            print_config: _,
+        } = self.clone();
+        set(&mut config.listen, listen);
+        set(&mut config.embedded_backends, embedded_backends);
+        set(&mut config.rate_limit, rate_limit);
+        set(&mut config.strategy, strategy);
+        set(&mut config.health_interval, health_interval);
+        set(&mut config.drain_delay, drain_delay);
+        if admin_token.is_some() {
+            config.admin_token = admin_token;
+        }
+        if !backends.is_empty() {
+            config.backends = backends;
+        }
+        Ok(config)
+    }
+}
+
+fn set<T>(setting: &mut T, said: Option<T>) {
+    if let Some(said) = said {
+        *setting = said;
+    }
+}
+
+impl ValueEnum for Strategy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(self.name().into())
+    }
+}
+
+impl ValueEnum for Switch {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Default, Self::Off]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::Default => "default".into(),
+            Self::Off => "off".into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(args: &[&str]) -> Config {
+        let args = [&["demo-gateway"], args].concat();
+        let cli = Cli::try_parse_from(args).unwrap();
+        let serve = match cli.command {
+            Some(Command::Serve(serve)) => *serve,
+            _ => cli.serve,
+        };
+        serve.to_config().unwrap()
+    }
+
+    #[test]
+    fn options_go_with_and_without_the_name_of_the_command() {
+        assert_eq!(read(&["--listen", "[::1]:0"]).listen, "[::1]:0");
+        assert_eq!(read(&["serve", "--listen", "[::1]:0"]).listen, "[::1]:0");
+        let config = read(&[
+            "--backend",
+            "a=http://10.0.0.1:1,weight=2",
+            "--backend",
+            "http://10.0.0.2:1",
+            "--rate-limit",
+            "off",
+            "--strategy",
+            "round_robin",
+            "--health-interval",
+            "500ms",
+        ]);
+        let names: Vec<_> = config.backends.iter().map(Backend::name).collect();
+        assert_eq!(names, ["a", "10.0.0.2:1"]);
+        assert_eq!(config.backends[0].weight, 2.0);
+        assert_eq!(config.rate_limit, Switch::Off);
+        assert_eq!(config.strategy, Strategy::RoundRobin);
+        assert_eq!(config.health_interval, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_an_error() {
+        for args in [
+            &["--strategy", "magic"][..],
+            &["--redis", "redis://x"],
+            &["--backend", "https://a"],
+            &["--health-interval", "5"],
+            &["dance"],
+            &["check"],
+        ] {
+            let args = [&["demo-gateway"], args].concat();
+            assert!(Cli::try_parse_from(&args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_option() {
+        use clap::CommandFactory;
+
+        let help = Cli::command().render_long_help().to_string();
+        for option in [
+            "--listen",
+            "--backend",
+            "PALISADE_ADMIN_TOKEN",
+            "--print-config",
+            "check",
+        ] {
+            assert!(help.contains(option), "{help}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A gateway that runs.
+
+use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use demo_backend::MockBackend;
+use palisade::BoxError;
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    task::{AbortHandle, JoinHandle},
+    time::interval,
+};
+
+use crate::{
+    app::App,
+    backends::NotAdded,
+    config::{Backend, Config, Mistake, UserHeader},
+    metrics, server,
+    workers::Workers,
+};
+
+/// How often histograms are put in order, which otherwise happens at each scrape.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// A gateway that runs, in this process.
+///
+/// Dropped, it stops at once; [`shutdown`](Self::shutdown) lets requests end.
+///
+/// ```
+/// use demo_gateway::{Config, Gateway};
+///
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// let config = Config {
+///     listen: "127.0.0.1:0".into(),
+///     embedded_backends: 1,
+///     ..Config::default()
+/// };
+/// let gateway = Gateway::start(config).await?;
+/// assert_ne!(gateway.addr().port(), 0);
+/// assert_eq!(gateway.url(), format!("http://{}", gateway.addr()));
+/// gateway.shutdown().await;
+/// # Ok::<(), demo_gateway::StartError>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Gateway {
+    addr: SocketAddr,
+    app: Arc<App>,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    chores: Vec<AbortHandle>,
+    embedded: Vec<MockBackend>,
+}
+
+impl Gateway {
+    /// Starts one. Requests are answered when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration has mistakes, or the address cannot be listened on.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let mistakes = config.check();
+        if !mistakes.is_empty() {
+            return Err(StartError::Config(mistakes));
+        }
+        // Before anything registers a metric.
+        let recorder = metrics::recorder();
+        let listener = TcpListener::bind(&config.listen).await;
+        let listener =
+            listener.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
+        let addr = listener
+            .local_addr()
+            .map_err(|error| StartError::Listen(config.listen.clone(), error))?;
+        let token = config.admin_token.clone().unwrap_or_else(made_up_token);
+        if config.identity.user_header == UserHeader::Believe {
+            tracing::warn!(
+                "`X-User-ID` is believed from anybody: identity.user_header = \"believe\""
+            );
+        }
+        let mut configured = config.backends.clone();
+        let mut embedded = Vec::new();
+        if configured.is_empty() {
+            for number in 1..=config.embedded_backends {
+                let backend = embed(number).await.map_err(StartError::Embedded)?;
+                configured.push(Backend {
+                    id: Some(format!("embedded-{number}")),
+                    ..Backend::new(backend.url())
+                });
+                embedded.push(backend);
+            }
+        }
+        let every = config.health_interval;
+        let app = Arc::new(App::new(config, token).map_err(StartError::Stack)?);
+        for backend in &configured {
+            let added = app.backends.add(backend);
+            added.map_err(|error| StartError::Stack(format!("{}: {error}", backend.url).into()))?;
+        }
+        let mut chores = vec![tokio::spawn(app.backends.health_checks(every)).abort_handle()];
+        if let Some(recorder) = recorder {
+            let upkeep = tokio::spawn(async {
+                let mut ticks = interval(UPKEEP_EVERY);
+                loop {
+                    ticks.tick().await;
+                    recorder.run_upkeep();
+                }
+            });
+            chores.push(upkeep.abort_handle());
+        }
+        let workers = Workers::start(app.workers).map_err(StartError::Workers)?;
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(server::serve(listener, app.clone(), workers, stopped));
+        Ok(Self {
+            addr,
+            app,
+            stop: Some(stop),
+            server,
+            chores,
+            embedded,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where it listens, as a URL without a path.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// What `/admin` asks for.
+    pub fn admin_token(&self) -> &str {
+        &self.app.admin_token
+    }
+
+    /// The public id of an API key, as `/rate-limits/api_key:ID` takes it.
+    pub fn public_id(&self, key: &str) -> String {
+        self.app.identities.public_id(key)
+    }
+
+    /// The simulated backends that run inside.
+    pub fn embedded_backends(&self) -> &[MockBackend] {
+        &self.embedded
+    }
+
+    /// Requests between their admission and the end of their answer.
+    pub fn in_flight(&self) -> u64 {
+        self.app.stack.sla.in_flight()
+    }
+
+    /// Says 503 at `/readyz` for `drain_delay`, then accepts no more, and waits for what is in flight as long as
+    /// `server.shutdown_timeout`.
+    pub async fn shutdown(mut self) {
+        self.app.drain();
+        tokio::time::sleep(self.app.config.drain_delay).await;
+        if let Some(stop) = self.stop.take() {
+            // It only fails when the server has ended already.
+            let _ended = stop.send(());
+        }
+        if let Err(error) = (&mut self.server).await {
+            tracing::error!(%error, "the server failed");
+        }
+        for backend in self.embedded.drain(..) {
+            backend.stop().await;
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.server.abort();
+        for chore in &self.chores {
+            chore.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A simulated backend. The third is slower, so that a balancer has something to find out.
+async fn embed(number: usize) -> io::Result<MockBackend> {
+    let slower = number == 3;
+    MockBackend::builder()
+        .id(format!("embedded-{number}"))
+        .seed(number as u64)
+        .first_token(Duration::from_millis(if slower { 150 } else { 30 }))
+        .tokens_per_second(if slower { 200.0 } else { 2000.0 })
+        // It would grow with every request.
+        .recording(0)
+        .start()
+        .await
+}
+
+fn made_up_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Why a gateway did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration has mistakes.
+    Config(Vec<Mistake>),
+    /// The address cannot be listened on.
+    Listen(String, io::Error),
+    /// A simulated backend did not start.
+    Embedded(io::Error),
+    /// The threads that serve connections did not start.
+    Workers(io::Error),
+    /// The layers could not be built.
+    Stack(BoxError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(mistakes) => {
+                f.write_str("the configuration has mistakes")?;
+                for mistake in mistakes {
+                    write!(f, "\n  {mistake}")?;
+                }
+                Ok(())
+            }
+            Self::Listen(address, _) => write!(f, "cannot listen on {address}"),
+            Self::Embedded(_) => f.write_str("a simulated backend did not start"),
+            Self::Workers(_) => f.write_str("a thread did not start"),
+            Self::Stack(error) => write!(f, "the layers could not be built: {error}"),
+        }
+    }
+}
+
+impl Error for StartError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Listen(_, error) | Self::Embedded(error) | Self::Workers(error) => Some(error),
+            Self::Config(_) | Self::Stack(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for NotAdded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists => f.write_str("there is a backend of that id already"),
+            Self::Wrong(what) => f.write_str(what),
+        }
+    }
+}

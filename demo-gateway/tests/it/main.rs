@@ -1,0 +1,18 @@
+//! The gateway as its callers see it: over sockets, with backends in the same process.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test is helped by may fail as it does"
+)]
+
+mod admin;
+mod api;
+mod cancel;
+mod failures;
+mod identity;
+mod input;
+mod limits;
+mod openai;
+mod process;
+mod stream;
+mod support;
