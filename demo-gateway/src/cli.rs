@@ -10,7 +10,11 @@ use crate::config::{self, Backend, Config, Fault, Strategy, Switch, parse_durati
 ///
 /// Without any argument it serves on 127.0.0.1:8000 with three simulated backends.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Logs go to stderr, as far as PALISADE_LOG says: `info`, `debug` for every request, `warn`."
+)]
 pub struct Cli {
     /// What to do; `serve` when nothing is said.
     #[command(subcommand)]

@@ -38,8 +38,7 @@ pub(crate) type Endpoints = palisade::balance::Endpoints<EndpointService, Circui
 
 /// Everything between a request that was understood and the backends:
 /// account > SLA > deadline > rate limit > retry > elsewhere > balance { breaker > attempt timeout > client }.
-pub(crate) type Pipeline =
-    Gated<DeadlineService<Gated<Retrying, RateLimit, Llm>>, (Account, Sla), Llm>;
+pub(crate) type Pipeline = Gated<DeadlineService<Gated<Retrying, RateLimit>>, (Account, Sla), Llm>;
 
 type Retrying = Retry<Elsewhere<Balance<EndpointService, CircuitBreaker, Llm>>, Llm>;
 
@@ -83,7 +82,8 @@ impl Stack {
         let pipeline = ServiceBuilder::new()
             .layer(gates((account, sla.clone())).classify(Llm))
             .layer(DeadlineLayer::new(config.timeouts.stream).named("gateway"))
-            .layer(GateLayer::new(limits.gate().clone()).classify(Llm))
+            // By HTTP: limits do not care how a stream goes on, and need not read it.
+            .layer(GateLayer::new(limits.gate().clone()))
             .layer(
                 RetryLayer::new(backoff)
                     .attempts(retry.attempts)

@@ -197,6 +197,12 @@ pub(crate) fn sign(headers: &mut HeaderMap, exchange: &Exchange, app: &App, lang
     }
 }
 
+/// Says that no backend was asked.
+pub(crate) fn sign_unsent(headers: &mut HeaderMap) {
+    headers.insert(ATTEMPTS, HeaderValue::from_static("0"));
+    headers.insert(BACKEND_ID, HeaderValue::from_static(UNKNOWN));
+}
+
 /// Measures what the gateway itself takes.
 pub(crate) struct Stopwatch(Instant);
 

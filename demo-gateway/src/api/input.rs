@@ -1,15 +1,23 @@
 //! Bodies of requests, and what is wrong with them.
 
-use bytes::Bytes;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::{app::App, errors::ApiError};
+
+/// How much of a body that is too large is read before it is refused, and for how long.
+const LINGER: usize = 64 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Reads a body that has to be JSON.
 pub(crate) async fn read(
@@ -24,22 +32,19 @@ pub(crate) async fn read(
         return Err(ApiError::new(status, "unsupported_media_type", detail));
     }
     let limit = app.config.server.body_limit;
-    let too_large = || {
-        let detail = format!("the body is larger than {limit} bytes");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
-    };
     let told = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok());
     let told: Option<usize> = told.and_then(|length| length.parse().ok());
     if told.is_some_and(|length| length > limit) {
-        return Err(too_large());
+        // Who asks before sending has not sent anything.
+        if !headers.contains_key(EXPECT) {
+            linger(body).await;
+        }
+        return Err(too_large(limit));
     }
-    let collecting = Limited::new(body, limit).collect();
-    match tokio::time::timeout(app.config.server.body_timeout, collecting).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::bad_request("the body broke off before its end")),
+    match timeout(app.config.server.body_timeout, collect(body, limit)).await {
+        Ok(body) => body,
         Err(_) => {
             let detail = "the body did not come in time";
             Err(ApiError::new(
@@ -49,6 +54,56 @@ pub(crate) async fn read(
             ))
         }
     }
+}
+
+fn too_large(limit: usize) -> ApiError {
+    let detail = format!("the body is larger than {limit} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, ApiError> {
+    let broken = |_| ApiError::bad_request("the body broke off before its end");
+    let first = next(&mut body).await.map_err(broken)?.unwrap_or_default();
+    // Most bodies come in one piece, and need no copy.
+    if body.is_end_stream() && first.len() <= limit {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::from(&first[..]);
+    loop {
+        if whole.len() > limit {
+            linger(body).await;
+            return Err(too_large(limit));
+        }
+        match next(&mut body).await.map_err(broken)? {
+            Some(data) => whole.extend_from_slice(&data),
+            None => return Ok(whole.freeze()),
+        }
+    }
+}
+
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads some more of what is not wanted: closing on a caller who is still sending would reset the connection, and
+/// take the answer away.
+async fn linger(mut body: Incoming) {
+    let mut left = LINGER;
+    let reading = async {
+        while let Ok(Some(data)) = next(&mut body).await {
+            left = match left.checked_sub(data.len()) {
+                Some(left) => left,
+                None => break,
+            };
+        }
+    };
+    // Who is slower finds out by the reset.
+    let _in_time = timeout(LINGER_TIME, reading).await;
 }
 
 fn is_json(kind: &[u8]) -> bool {

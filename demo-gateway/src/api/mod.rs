@@ -40,7 +40,7 @@ pub(crate) struct Inbound {
 /// Answers a request.
 pub(crate) async fn answer(app: Arc<App>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
     let id = headers::request_id(request.headers());
-    let language = Language::of(request.uri().path());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let inbound = Inbound {
         app,
         peer,
@@ -49,10 +49,21 @@ pub(crate) async fn answer(app: Arc<App>, peer: SocketAddr, request: Request<Inc
     };
     let mut answer = match route(inbound).await {
         Ok(answer) => answer,
-        Err(error) => body::full(error.answer(language)),
+        Err(error) => {
+            let mut answer = body::full(error.answer(Language::of(uri.path())));
+            if asks_backends(uri.path()) {
+                forward::sign_unsent(answer.headers_mut());
+            }
+            answer
+        }
     };
+    tracing::debug!(%peer, %method, path = uri.path(), ?id, status = answer.status().as_u16(), "answered");
     answer.headers_mut().insert(REQUEST_ID, id);
     answer
+}
+
+fn asks_backends(path: &str) -> bool {
+    matches!(path, "/generate" | "/generate/batch") || Language::of(path) == Language::OpenAi
 }
 
 async fn route(inbound: Inbound) -> Result<Answer, ApiError> {

@@ -3,12 +3,7 @@
 mod duration;
 mod file;
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::{SocketAddr, ToSocketAddrs},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 
 use http::Uri;
 use palisade::key::Network;
@@ -32,7 +27,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// Whether the rules of `rate_limits` hold.
     pub rate_limit: Switch,
-    /// How many simulated backends run inside of the gateway while `backends` is empty; one of them is slower.
+    /// How many simulated backends run inside of the gateway while `backends` is empty; the third is slower. With 0
+    /// there is none until `/admin/add-backend` adds one.
     pub embedded_backends: usize,
     /// How often each backend is asked for its health.
     #[serde(with = "duration")]
@@ -590,12 +586,6 @@ impl Config {
             "more than 64 simulated backends",
             "three are enough to see how requests move",
         );
-        check(
-            self.embedded_backends > 0 || !self.backends.is_empty(),
-            "embedded_backends",
-            "0, and there are no `backends`",
-            "requests need somewhere to go",
-        );
         let durations = [
             ("health_interval", self.health_interval),
             ("server.header_timeout", self.server.header_timeout),
@@ -779,9 +769,8 @@ fn listens(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else {
         return false;
     };
-    let is_name = !host.is_empty() && is_label(host);
-    address.parse::<SocketAddr>().is_ok()
-        || is_name && port.parse::<u16>().is_ok() && (host, 0).to_socket_addrs().is_ok()
+    let is_name = is_label(host) && !host.contains(':');
+    address.parse::<SocketAddr>().is_ok() || is_name && port.parse::<u16>().is_ok()
 }
 
 #[cfg(test)]
@@ -840,7 +829,7 @@ mod tests {
     fn every_mistake_is_named_with_its_path() {
         let mut config = Config {
             listen: "8000".into(),
-            embedded_backends: 0,
+            embedded_backends: 65,
             ..Config::default()
         };
         config.identity.user_header = UserHeader::WithKey;

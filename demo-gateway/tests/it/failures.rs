@@ -221,3 +221,27 @@ async fn a_backend_whose_health_checks_fail_gets_no_requests_until_they_pass() {
     ill.chaos([]);
     crate::support::eventually("it is back", async || healthy().await == 2).await;
 }
+
+#[tokio::test]
+async fn a_delay_that_one_backend_asks_for_sends_requests_elsewhere_at_once() {
+    let (busy, good) = (backend().await, backend().await);
+    let overload = Fault::rate_limit(Duration::from_secs(600));
+    busy.chaos([overload.clone()]);
+    let gateway = start(config(&[&busy, &good])).await;
+    for _ in 0..5 {
+        let reply = post(&gateway, "/v1/chat/completions", CHAT).await;
+        assert_eq!(
+            (reply.status, reply.header("x-backend-id")),
+            (StatusCode::OK, "b"),
+            "{}",
+            reply.text()
+        );
+    }
+    assert!(busy.seen().iter().any(|seen| seen.path != "/health"));
+    // When nobody is left, the caller hears of it.
+    good.chaos([overload]);
+    let reply = post(&gateway, "/v1/chat/completions", CHAT).await;
+    assert_eq!(reply.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(reply.header("retry-after"), "600");
+    assert!(!reply.headers.contains_key("palisade-retry-after"));
+}

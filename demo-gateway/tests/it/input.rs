@@ -78,6 +78,10 @@ async fn every_wrong_input_is_told_what_is_wrong_with_it() {
             told["detail"].clone()
         };
         assert!(detail.as_str().unwrap().contains(says), "{case}");
+        if path.starts_with("/generate") && *path != "/generate/" {
+            assert_eq!(reply.header("x-attempts"), "0", "{case}");
+            assert_eq!(reply.header("x-backend-id"), "unknown", "{case}");
+        }
         if *status == 405 {
             assert!(reply.header("allow").contains(says), "{case}");
         }

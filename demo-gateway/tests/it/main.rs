@@ -8,6 +8,7 @@
 mod admin;
 mod api;
 mod cancel;
+mod connections;
 mod failures;
 mod identity;
 mod input;
