@@ -1,11 +1,20 @@
 //! `/admin`: for those who hold the token, and nobody else learns what there is.
 
-use http::{Method, header::AUTHORIZATION};
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+    routing::{delete, post},
+};
+use http::{HeaderMap, StatusCode, header::AUTHORIZATION};
 use palisade::key::bearer_token;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    api::{self, Inbound, allow, segment},
+    api::{self, Inbound, segment},
     app::App,
     backends::NotAdded,
     body::{self, Answer},
@@ -24,52 +33,31 @@ fn done(message: String) -> Answer {
     body::json(&Message { message })
 }
 
-pub(crate) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
-    let app = inbound.app.clone();
-    authorize(&app, &inbound)?;
-    let (method, uri) = (
-        inbound.request.method().clone(),
-        inbound.request.uri().clone(),
-    );
-    let path = uri.path().strip_prefix("/admin").unwrap_or_default();
-    let post = || allow(&method, &[Method::POST], "POST");
-    match path {
-        "/add-backend" => {
-            post()?;
-            return add(&app, read(&app, inbound).await?);
-        }
-        "/strategy" => {
-            post()?;
-            return strategy(&app, read(&app, inbound).await?);
-        }
-        _ => {}
-    }
-    if let Some(identifier) = path.strip_prefix("/reset-rate-limit/") {
-        post()?;
-        return reset(&app, &segment(identifier)?, uri.query().unwrap_or_default());
-    }
-    if let Some(id) = path.strip_prefix("/remove-backend/") {
-        allow(&method, &[Method::DELETE], "DELETE")?;
-        return remove(&app, &segment(id)?);
-    }
-    if let Some(id) = path.strip_prefix("/backends/") {
-        post()?;
-        let id = segment(id)?;
-        return change(&app, &id, read(&app, inbound).await?);
-    }
-    if let Some(id) = path.strip_prefix("/circuit-breaker/") {
-        post()?;
-        let id = segment(id)?;
-        return circuit(&app, &id, read(&app, inbound).await?);
-    }
-    Err(ApiError::not_found(format!(
-        "there is no `{}` here",
-        uri.path()
-    )))
+/// All below `/admin`, behind its token.
+pub(crate) fn routes(app: &Arc<App>) -> Router<Arc<App>> {
+    Router::new()
+        .route("/admin/add-backend", post(add))
+        .route("/admin/strategy", post(strategy))
+        .route("/admin/reset-rate-limit/{*identifier}", post(reset))
+        .route("/admin/remove-backend/{*id}", delete(remove))
+        .route("/admin/backends/{*id}", post(change))
+        .route("/admin/circuit-breaker/{*id}", post(circuit))
+        // Before the guard, so that it stands before a wrong method too.
+        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
 }
 
-fn authorize(app: &App, inbound: &Inbound) -> Result<(), ApiError> {
-    let shown = inbound.request.headers().get(AUTHORIZATION);
+async fn guard(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    authorize(&app, request.headers())?;
+    Ok(next.run(request).await)
+}
+
+pub(crate) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let shown = headers.get(AUTHORIZATION);
     let shown = shown.and_then(|value| bearer_token(value.as_bytes()));
     match shown {
         Some(token) if same_secret(token, app.admin_token.as_bytes()) => Ok(()),
@@ -84,13 +72,17 @@ fn authorize(app: &App, inbound: &Inbound) -> Result<(), ApiError> {
     }
 }
 
-async fn read<T: DeserializeOwned>(app: &App, inbound: Inbound) -> Result<T, ApiError> {
+async fn read<T: DeserializeOwned>(inbound: Inbound) -> Result<T, ApiError> {
+    let app = inbound.app;
     let (parts, body) = inbound.request.into_parts();
-    let body = api::read(app, &parts.headers, body).await?;
+    let body = api::read(&app, &parts.headers, body).await?;
     api::json(&body)
 }
 
-fn reset(app: &App, identifier: &str, query: &str) -> Result<Answer, ApiError> {
+async fn reset(inbound: Inbound) -> Result<Answer, ApiError> {
+    let app = &inbound.app;
+    let identifier = inbound.after("/admin/reset-rate-limit/")?;
+    let query = inbound.request.uri().query().unwrap_or_default();
     let mut rule = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
@@ -101,7 +93,7 @@ fn reset(app: &App, identifier: &str, query: &str) -> Result<Answer, ApiError> {
             }
         }
     }
-    let parsed = Identifier::parse(identifier)?;
+    let parsed = Identifier::parse(&identifier)?;
     match app.stack.limits.reset(rule.as_deref(), &parsed) {
         Some(rules) => Ok(done(format!(
             "Rate limit reset for {identifier} ({rules} rules had counted)"
@@ -114,7 +106,9 @@ fn reset(app: &App, identifier: &str, query: &str) -> Result<Answer, ApiError> {
     }
 }
 
-fn add(app: &App, backend: Backend) -> Result<Answer, ApiError> {
+async fn add(inbound: Inbound) -> Result<Answer, ApiError> {
+    let app = inbound.app.clone();
+    let backend: Backend = read(inbound).await?;
     if let Some(mistake) = backend.check().into_iter().next() {
         return Err(ApiError::bad_request(mistake.to_string()).param(mistake.path));
     }
@@ -129,8 +123,9 @@ fn add(app: &App, backend: Backend) -> Result<Answer, ApiError> {
     }
 }
 
-fn remove(app: &App, id: &str) -> Result<Answer, ApiError> {
-    let in_flight = app.backends.remove(id).ok_or_else(|| unknown(id))?;
+async fn remove(inbound: Inbound) -> Result<Answer, ApiError> {
+    let id = &*inbound.after("/admin/remove-backend/")?;
+    let in_flight = inbound.app.backends.remove(id).ok_or_else(|| unknown(id))?;
     Ok(done(match in_flight {
         0 => format!("Backend {id} removed successfully"),
         many => format!("Backend {id} removed successfully; it finishes {many} requests"),
@@ -148,7 +143,10 @@ struct Change {
     drain: Option<bool>,
 }
 
-fn change(app: &App, id: &str, change: Change) -> Result<Answer, ApiError> {
+async fn change(inbound: Inbound) -> Result<Answer, ApiError> {
+    let app = inbound.app.clone();
+    let id = &*inbound.after("/admin/backends/")?.into_owned();
+    let change: Change = read(inbound).await?;
     let endpoints = &app.backends.endpoints;
     if let Some(weight) = change.weight
         && !(weight > 0.0 && weight <= 1000.0)
@@ -198,7 +196,10 @@ enum CircuitState {
     Auto,
 }
 
-fn circuit(app: &App, id: &str, circuit: Circuit) -> Result<Answer, ApiError> {
+async fn circuit(inbound: Inbound) -> Result<Answer, ApiError> {
+    let app = inbound.app.clone();
+    let id = &*inbound.after("/admin/circuit-breaker/")?.into_owned();
+    let circuit: Circuit = read(inbound).await?;
     let steered = app.backends.endpoints.with_gate(id, |breaker| {
         let handle = breaker.handle();
         match circuit.state {
@@ -222,7 +223,9 @@ struct Chosen {
     strategy: String,
 }
 
-fn strategy(app: &App, chosen: Chosen) -> Result<Answer, ApiError> {
+async fn strategy(inbound: Inbound) -> Result<Answer, ApiError> {
+    let app = inbound.app.clone();
+    let chosen: Chosen = read(inbound).await?;
     let Some(strategy) = Strategy::find(&chosen.strategy) else {
         let names = Strategy::ALL.map(Strategy::name).join("`, `");
         let detail = format!("`{}` is no strategy: there are `{names}`", chosen.strategy);

@@ -59,7 +59,7 @@ impl http_body::Body for Body {
     }
 }
 
-/// An answer of the gateway.
+/// An answer of the gateway, as axum takes it.
 pub(crate) type Answer = Response<Body>;
 
 /// An answer that is here as a whole.

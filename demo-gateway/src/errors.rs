@@ -2,10 +2,12 @@
 
 use std::{
     borrow::Cow,
-    future::{Future, ready},
-    pin::{Pin, pin},
+    pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
+
+use axum::response::IntoResponse;
 
 use bytes::Bytes;
 use http::{
@@ -13,18 +15,17 @@ use http::{
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use http_body::Body;
-use http_body_util::{Either, Empty, Full};
-use palisade::{BoxError, respond::RespondLayer};
+use http_body_util::Full;
+use palisade::{BoxError, head::RequestHead, respond};
 use serde::Serialize;
-use tower::{Layer, Service};
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A request that the gateway answers with an error.
-#[derive(Debug)]
-pub(crate) struct ApiError(Box<Inner>);
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     status: StatusCode,
     code: &'static str,
@@ -40,7 +41,7 @@ impl ApiError {
         code: &'static str,
         detail: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self(Box::new(Inner {
+        Self(Arc::new(Inner {
             status,
             code,
             detail: detail.into(),
@@ -62,11 +63,17 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
-    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("only {allow} is answered here");
+    pub(crate) fn method_not_allowed(allow: HeaderValue) -> Self {
+        let methods = allow.to_str().unwrap_or_default().replace(',', ", ");
+        let detail = format!("only {methods} is answered here");
         let code = "method_not_allowed";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, code, detail)
-            .header(ALLOW, HeaderValue::from_static(allow))
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, code, detail).header(ALLOW, allow)
+    }
+
+    /// A bug of the gateway.
+    pub(crate) fn internal() -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "internal_error", "the gateway made a mistake")
     }
 
     pub(crate) fn unauthorized(code: &'static str, detail: &'static str) -> Self {
@@ -77,7 +84,7 @@ impl ApiError {
     /// All attempts are spent.
     pub(crate) fn bad_gateway(detail: impl Into<Cow<'static, str>>) -> Self {
         let mut error = Self::new(StatusCode::BAD_GATEWAY, "bad_gateway", detail);
-        error.0.gave_up = true;
+        Arc::make_mut(&mut error.0).gave_up = true;
         error
     }
 
@@ -93,12 +100,12 @@ impl ApiError {
 
     /// Names the field that is wrong.
     pub(crate) fn param(mut self, param: impl Into<String>) -> Self {
-        self.0.param = Some(param.into());
+        Arc::make_mut(&mut self.0).param = Some(param.into());
         self
     }
 
     fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.header = Some((name, value));
+        Arc::make_mut(&mut self.0).header = Some((name, value));
         self
     }
 
@@ -172,6 +179,16 @@ impl ApiError {
     }
 }
 
+/// Told in the words of the path where the path is known: see [`api::answer`](crate::api::answer).
+impl IntoResponse for ApiError {
+    fn into_response(self) -> axum::response::Response {
+        let mut response = axum::response::Response::default();
+        *response.status_mut() = self.0.status;
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
 /// JSON of something that has no map with odd keys and so cannot fail.
 pub(crate) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
@@ -196,25 +213,11 @@ impl Language {
 
 /// Answers what a layer refused, or what a backend broke, as `palisade` does it.
 pub(crate) fn refuse(path: &str, error: BoxError) -> Response<Full<Bytes>> {
-    let mut error = Some(error);
-    let failing = tower::service_fn(move |_: Request<()>| {
-        let error = error.take().unwrap_or_else(|| "called twice".into());
-        ready(Err::<Response<Empty<Bytes>>, BoxError>(error))
-    });
     let mut request = Request::new(());
     if let Ok(uri) = path.parse() {
         *request.uri_mut() = uri;
     }
-    let mut responding = RespondLayer::auto().layer(failing);
-    let answer = pin!(responding.call(request));
-    // The service inside has failed already, so there is nothing to wait for.
-    let Poll::Ready(Ok(response)) = answer.poll(&mut Context::from_waker(Waker::noop())) else {
-        return ApiError::bad_gateway("bad gateway").answer(Language::of(path));
-    };
-    response.map(|body| match body {
-        Either::Left(_) => Full::default(),
-        Either::Right(full) => full,
-    })
+    respond::answer(&RequestHead::from(&request), &*error)
 }
 
 /// The bytes of a body that is here as a whole.

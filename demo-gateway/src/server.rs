@@ -19,7 +19,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{api, app::App, workers::Workers};
+use crate::{
+    api::{self, Routes},
+    app::App,
+    workers::Workers,
+};
 
 /// How an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -44,6 +48,7 @@ pub(crate) async fn serve(
     mut stop: oneshot::Receiver<()>,
 ) {
     let config = app.config.server.clone();
+    let routes = api::routes(app);
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(
         config.max_connections.min(Semaphore::MAX_PERMITS),
@@ -62,7 +67,7 @@ pub(crate) async fn serve(
             next = next => next,
             _ = &mut stop => break,
         };
-        let (app, protocols, watcher) = (app.clone(), protocols.clone(), graceful.watcher());
+        let (routes, protocols, watcher) = (routes.clone(), protocols.clone(), graceful.watcher());
         let mut stops = stops.clone();
         // From here on it belongs to another thread, also with what wakes it.
         let (Some((worker, desk)), Ok(stream)) = (workers.choose(), stream.into_std()) else {
@@ -81,7 +86,7 @@ pub(crate) async fn serve(
             };
             if let Ok(Ok(version)) = version {
                 protocols
-                    .converse(version, stream, peer, app, watcher)
+                    .converse(version, stream, peer, routes, watcher)
                     .await;
             }
         };
@@ -153,12 +158,12 @@ impl Protocols {
         version: Version,
         stream: TcpStream,
         peer: SocketAddr,
-        app: Arc<App>,
+        routes: Routes,
         watcher: Watcher,
     ) {
         let service = service_fn(move |request: Request<Incoming>| {
-            let app = app.clone();
-            async move { Ok::<_, Infallible>(api::answer(app, peer, request).await) }
+            let routes = routes.clone();
+            async move { Ok::<_, Infallible>(api::answer(routes, peer, request).await) }
         });
         let io = TokioIo::new(stream);
         let ended = match version {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
 };
-use http_body::Body;
+use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -20,11 +20,7 @@ const LINGER: usize = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Reads a body that has to be JSON.
-pub(crate) async fn read(
-    app: &App,
-    headers: &HeaderMap,
-    body: Incoming,
-) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
     if !kind.is_some_and(is_json) {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -61,7 +57,7 @@ fn too_large(limit: usize) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
-async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, ApiError> {
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let broken = |_| ApiError::bad_request("the body broke off before its end");
     let first = next(&mut body).await.map_err(broken)?.unwrap_or_default();
     // Most bodies come in one piece, and need no copy.
@@ -81,7 +77,7 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, ApiError> {
     }
 }
 
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
+async fn next(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             return Ok(Some(data));
@@ -92,7 +88,7 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
 
 /// Reads some more of what is not wanted: closing on a caller who is still sending would reset the connection, and
 /// take the answer away.
-async fn linger(mut body: Incoming) {
+async fn linger(mut body: Body) {
     let mut left = LINGER;
     let reading = async {
         while let Ok(Some(data)) = next(&mut body).await {

@@ -1,7 +1,4 @@
 //! What is answered on which path.
-//!
-//! Matched by hand: the few paths that carry the load would each be boxed twice by a router, and here 404, 405 and
-//! the admin token are decided in one place.
 
 mod batch;
 pub(crate) mod forward;
@@ -12,21 +9,113 @@ pub(crate) mod openai;
 mod rate_limits;
 mod status;
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+use std::{any::Any, borrow::Cow, convert::Infallible, net::SocketAddr, sync::Arc};
 
-use http::{HeaderValue, Method, Request};
+use axum::{
+    Router,
+    extract::{FromRequest, Request, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use http::{HeaderValue, StatusCode, header::ALLOW};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
+use tower::{Layer, ServiceExt};
+use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
 
 pub(crate) use self::input::{json, read};
 use crate::{
     admin,
     app::App,
-    body::{self, Answer},
+    body::Answer,
     errors::{ApiError, Language},
     exchange::Operation,
     headers::{self, REQUEST_ID},
 };
+
+/// What answers requests, shared by all connections.
+pub(crate) type Routes = CatchPanic<Router, Panicked>;
+
+/// Every path, and who answers it.
+pub(crate) fn routes(app: Arc<App>) -> Routes {
+    let router = Router::new()
+        .route("/", get(async || status::index()))
+        .route("/generate", post(generate::answer))
+        .route("/generate/batch", post(batch::answer))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*model}", get(openai::models))
+        .route(
+            "/health",
+            get(async |State(app): AppState| health::health(&app)),
+        )
+        .route("/livez", get(async || health::livez()))
+        .route(
+            "/readyz",
+            get(async |State(app): AppState| health::readyz(&app)),
+        )
+        .route(
+            "/metrics",
+            get(async |State(app): AppState| status::metrics(&app)),
+        )
+        .route(
+            "/status",
+            get(async |State(app): AppState| status::status(&app)),
+        )
+        .route("/rate-limits/", get(rate_limits))
+        .route("/rate-limits/{*identifier}", get(rate_limits))
+        .merge(admin::routes(&app))
+        .fallback(not_found)
+        // What is allowed instead is known to whoever routes: see `answer`.
+        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .with_state(app);
+    CatchPanicLayer::custom(Panicked).layer(router)
+}
+
+type AppState = State<Arc<App>>;
+
+async fn chat(inbound: Inbound) -> Result<Answer, ApiError> {
+    openai::answer(inbound, Operation::Chat).await
+}
+
+async fn completion(inbound: Inbound) -> Result<Answer, ApiError> {
+    openai::answer(inbound, Operation::Completion).await
+}
+
+async fn embeddings(inbound: Inbound) -> Result<Answer, ApiError> {
+    openai::answer(inbound, Operation::Embeddings).await
+}
+
+async fn rate_limits(inbound: Inbound) -> Result<Answer, ApiError> {
+    rate_limits::answer(&inbound.app, &inbound.after("/rate-limits/")?)
+}
+
+async fn not_found(inbound: Inbound) -> ApiError {
+    let path = inbound.request.uri().path();
+    // Nobody without the token learns what there is and what not.
+    if path == "/admin" || path.starts_with("/admin/") {
+        let authorized = admin::authorize(&inbound.app, inbound.request.headers());
+        if let Err(unauthorized) = authorized {
+            return unauthorized;
+        }
+    }
+    ApiError::not_found(format!("there is no `{path}` here"))
+}
+
+/// One request that panics is one answer of 500, and no connection that breaks.
+#[derive(Clone, Copy)]
+pub(crate) struct Panicked;
+
+impl ResponseForPanic for Panicked {
+    type ResponseBody = axum::body::Body;
+
+    fn response_for_panic(&mut self, _: Box<dyn Any + Send>) -> Response {
+        tracing::error!("a request panicked");
+        ApiError::internal().into_response()
+    }
+}
 
 /// A request as the handlers get it.
 pub(crate) struct Inbound {
@@ -34,122 +123,81 @@ pub(crate) struct Inbound {
     pub(crate) peer: SocketAddr,
     /// Its `x-request-id`.
     pub(crate) id: HeaderValue,
-    pub(crate) request: Request<Incoming>,
+    pub(crate) request: Request,
 }
 
-/// Answers a request.
-pub(crate) async fn answer(app: Arc<App>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+impl Inbound {
+    /// The one segment after this prefix of the path, decoded.
+    pub(crate) fn after(&self, prefix: &str) -> Result<Cow<'_, str>, ApiError> {
+        let path = self.request.uri().path();
+        segment(path.strip_prefix(prefix).unwrap_or_default())
+    }
+}
+
+/// What is known of a request before it is routed.
+#[derive(Clone)]
+struct Arrival {
+    peer: SocketAddr,
+    id: HeaderValue,
+}
+
+impl FromRequest<Arc<App>> for Inbound {
+    type Rejection = Infallible;
+
+    async fn from_request(mut request: Request, app: &Arc<App>) -> Result<Self, Infallible> {
+        let arrival = request.extensions_mut().remove();
+        let Arrival { peer, id } = arrival.expect("put there by `answer`");
+        let app = app.clone();
+        Ok(Self {
+            app,
+            peer,
+            id,
+            request,
+        })
+    }
+}
+
+/// Answers a request, errors in the words of its path.
+pub(crate) async fn answer(
+    routes: Routes,
+    peer: SocketAddr,
+    mut request: http::Request<Incoming>,
+) -> Response {
     let id = headers::request_id(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let inbound = Inbound {
-        app,
+    let arrival = Arrival {
         peer,
         id: id.clone(),
-        request,
     };
-    let mut answer = match route(inbound).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            let mut answer = body::full(error.answer(Language::of(uri.path())));
+    request.extensions_mut().insert(arrival);
+    let Ok(response) = routes.oneshot(request).await;
+    let mut response = match error(&response) {
+        None => response.map(axum::body::Body::new),
+        Some(error) => {
+            let mut response = error.answer(Language::of(uri.path()));
             if asks_backends(uri.path()) {
-                forward::sign_unsent(answer.headers_mut());
+                forward::sign_unsent(response.headers_mut());
             }
-            answer
+            response.map(axum::body::Body::new)
         }
     };
-    tracing::debug!(%peer, %method, path = uri.path(), ?id, status = answer.status().as_u16(), "answered");
-    answer.headers_mut().insert(REQUEST_ID, id);
-    answer
+    tracing::debug!(%peer, %method, path = uri.path(), ?id, status = response.status().as_u16(), "answered");
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// What is to be told, if that is more than the response says.
+fn error<B>(response: &http::Response<B>) -> Option<ApiError> {
+    let said = response.extensions().get::<ApiError>().cloned();
+    said.or_else(|| {
+        let is_routers = response.status() == StatusCode::METHOD_NOT_ALLOWED;
+        let allow = response.headers().get(ALLOW).filter(|_| is_routers)?;
+        Some(ApiError::method_not_allowed(allow.clone()))
+    })
 }
 
 fn asks_backends(path: &str) -> bool {
     matches!(path, "/generate" | "/generate/batch") || Language::of(path) == Language::OpenAi
-}
-
-async fn route(inbound: Inbound) -> Result<Answer, ApiError> {
-    let (method, uri) = (
-        inbound.request.method().clone(),
-        inbound.request.uri().clone(),
-    );
-    let path = uri.path();
-    let post = || allow(&method, &[Method::POST], "POST");
-    let get = || allow(&method, &[Method::GET, Method::HEAD], "GET, HEAD");
-    match path {
-        "/generate" => {
-            post()?;
-            generate::answer(inbound).await
-        }
-        "/generate/batch" => {
-            post()?;
-            batch::answer(inbound).await
-        }
-        "/v1/chat/completions" => {
-            post()?;
-            openai::answer(inbound, Operation::Chat).await
-        }
-        "/v1/completions" => {
-            post()?;
-            openai::answer(inbound, Operation::Completion).await
-        }
-        "/v1/embeddings" => {
-            post()?;
-            openai::answer(inbound, Operation::Embeddings).await
-        }
-        "/v1/models" => {
-            get()?;
-            openai::models(inbound).await
-        }
-        "/health" => {
-            get()?;
-            Ok(health::health(&inbound.app))
-        }
-        "/livez" => {
-            get()?;
-            Ok(health::livez())
-        }
-        "/readyz" => {
-            get()?;
-            health::readyz(&inbound.app)
-        }
-        "/metrics" => {
-            get()?;
-            status::metrics(&inbound.app)
-        }
-        "/status" => {
-            get()?;
-            Ok(status::status(&inbound.app))
-        }
-        "/" => {
-            get()?;
-            Ok(status::index())
-        }
-        _ if path == "/admin" || path.starts_with("/admin/") => admin::answer(inbound).await,
-        _ => {
-            if let Some(identifier) = path.strip_prefix("/rate-limits/") {
-                get()?;
-                let identifier = segment(identifier)?;
-                return rate_limits::answer(&inbound.app, &identifier);
-            }
-            if path.starts_with("/v1/models/") {
-                get()?;
-                return openai::models(inbound).await;
-            }
-            Err(ApiError::not_found(format!("there is no `{path}` here")))
-        }
-    }
-}
-
-/// Only these methods.
-pub(crate) fn allow(
-    method: &Method,
-    allowed: &[Method],
-    list: &'static str,
-) -> Result<(), ApiError> {
-    if allowed.contains(method) {
-        Ok(())
-    } else {
-        Err(ApiError::method_not_allowed(list))
-    }
 }
 
 /// One segment of a path, decoded.

@@ -4,6 +4,7 @@ mod answer;
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -40,6 +41,21 @@ impl<S> Layer<S> for RespondLayer {
             broken: None,
         }
     }
+}
+
+/// The answer that [`RespondLayer`] gives to this request for this error: for servers that answer by hand.
+///
+/// ```
+/// use palisade_core::{reject::{Reason, Rejected}, respond};
+///
+/// let request = http::Request::builder().uri("/v1/models").body(())?;
+/// let full = Rejected::new(Reason::Overloaded, "no room");
+/// let answer = respond::answer(&(&request).into(), &full);
+/// assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"]), (503, "application/json"));
+/// # Ok::<(), http::Error>(())
+/// ```
+pub fn answer(head: &RequestHead<'_>, error: &(dyn Error + 'static)) -> Response<Full<Bytes>> {
+    Answer::to(head).error(error)
 }
 
 /// Lets one layer stand alone where a service must not fail.
