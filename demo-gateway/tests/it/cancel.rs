@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    CHAT_STREAM, PROMPT, backend, client, config, eventually, get, open, posting, start,
+    CHAT_STREAM, PROMPT, asked, backend, client, config, eventually, get, open, posting, start,
 };
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_caller_who_leaves_before_the_answer_ends_the_attempt() {
         backend.in_flight() == 0 && gateway.in_flight() == 0
     })
     .await;
-    assert!(matches!(backend.seen()[0].ended, Ended::ClientLeft { .. }));
+    assert!(matches!(asked(&backend)[0].ended, Ended::ClientLeft { .. }));
     // Nobody's fault.
     let health = get(&gateway, "/health").await.json();
     assert_eq!(health["load_balancer"]["backends"][0]["error_count"], 0);
@@ -42,7 +42,7 @@ async fn a_caller_who_leaves_in_the_middle_of_a_stream_ends_the_attempt() {
         backend.in_flight() == 0 && gateway.in_flight() == 0
     })
     .await;
-    assert!(matches!(backend.seen()[0].ended, Ended::ClientLeft { .. }));
+    assert!(matches!(asked(&backend)[0].ended, Ended::ClientLeft { .. }));
 }
 
 #[tokio::test]
@@ -56,15 +56,14 @@ async fn a_caller_who_leaves_between_two_attempts_sees_no_second_one() {
     let gateway = start(config).await;
     let waiting = tokio::spawn(client().request(posting(&gateway, "/generate", PROMPT)));
     eventually("the first attempt is over", async || {
-        backend
-            .seen()
+        asked(&backend)
             .first()
             .is_some_and(|seen| seen.ended != Ended::InFlight)
     })
     .await;
     waiting.abort();
     eventually("the request is over", async || gateway.in_flight() == 0).await;
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(asked(&backend).len(), 1);
 }
 
 #[tokio::test]
@@ -81,7 +80,7 @@ async fn a_caller_who_leaves_in_the_middle_of_a_batch_ends_all_of_it() {
         backend.in_flight() == 0 && gateway.in_flight() == 0
     })
     .await;
-    assert_eq!(backend.seen().len(), 32);
+    assert_eq!(asked(&backend).len(), 32);
 }
 
 #[tokio::test]
@@ -95,5 +94,5 @@ async fn a_caller_who_leaves_with_half_a_body_sent_reaches_nobody() {
     drop(stream);
     // Answered afterwards, so whatever the first did has happened.
     crate::support::post(&gateway, "/generate", PROMPT).await;
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(asked(&backend).len(), 1);
 }

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use crate::support::{
-    CHAT, CHAT_STREAM, PROMPT, admin, backend, config, get, metric, post_with, start,
+    CHAT, CHAT_STREAM, PROMPT, admin, asked, backend, config, get, metric, post_with, start,
 };
 
 /// Two requests a minute for each user.
@@ -70,7 +70,7 @@ async fn the_request_over_the_limit_is_429_with_the_rule_and_the_delay() {
     // Others are not concerned.
     let bob = post_with(&gateway, "/generate", PROMPT, &[("x-user-id", "bob")]).await;
     assert_eq!(bob.status, StatusCode::OK);
-    assert_eq!(backend.seen().len(), 3);
+    assert_eq!(asked(&backend).len(), 3);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::support::{
-    CHAT_STREAM, backend, config, eventually, get, metric, open, post, posting, start,
+    CHAT_STREAM, asked, backend, config, eventually, get, metric, open, post, posting, start,
 };
 
 const ASKING: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"stream_options":{"include_usage":true}}"#;
@@ -75,7 +75,7 @@ async fn the_usage_is_asked_for_and_shown_only_to_whom_asked() {
         let chunks = events.iter().filter(|event| event.contains("\"delta\""));
         assert!(chunks.count() >= 2, "{text}");
     }
-    for seen in backend.seen() {
+    for seen in asked(&backend) {
         let body: Value = serde_json::from_slice(&seen.body).unwrap();
         assert_eq!(body["stream_options"]["include_usage"], true);
     }
@@ -115,7 +115,7 @@ async fn a_stream_that_breaks_off_says_so_and_counts_as_a_failure() {
     let summary = get(&gateway, "/status").await.json();
     assert_eq!(summary["performance_summary"]["error_count"], 1);
     // Nothing was tried again: the caller had seen the beginning.
-    assert_eq!(backend.seen().len(), 1);
+    assert_eq!(asked(&backend).len(), 1);
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn a_stream_that_fails_before_its_first_event_is_tried_elsewhere() {
         let text = response.into_body().collect().await.unwrap().to_bytes();
         assert!(text.ends_with(b"data: [DONE]\n\n"));
     }
-    assert!(tried && !bad.seen().is_empty());
+    assert!(tried && !asked(&bad).is_empty());
 }
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use demo_backend::MockBackend;
+use demo_backend::{MockBackend, Seen};
 use demo_gateway::{
     Config, Gateway,
-    config::{Backend, Switch},
+    config::{Backend, Strategy, Switch},
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -38,6 +38,8 @@ pub(crate) fn config(backends: &[&MockBackend]) -> Config {
         listen: "127.0.0.1:0".into(),
         admin_token: Some(TOKEN.into()),
         rate_limit: Switch::Off,
+        // Takes turns, whatever it has measured of whom.
+        strategy: Strategy::RoundRobin,
         // No check gets in the way of what a test is about.
         health_interval: Duration::from_secs(3600),
         backends: backends.collect(),
@@ -47,6 +49,13 @@ pub(crate) fn config(backends: &[&MockBackend]) -> Config {
 
 pub(crate) async fn start(config: Config) -> Gateway {
     Gateway::start(config).await.unwrap()
+}
+
+/// What a backend was asked for; a health check may come at any time.
+pub(crate) fn asked(backend: &MockBackend) -> Vec<Seen> {
+    let mut seen = backend.seen();
+    seen.retain(|seen| seen.path != "/health");
+    seen
 }
 
 /// A fast backend.

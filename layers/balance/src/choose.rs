@@ -25,6 +25,9 @@ use tower_service::Service;
 
 use crate::{Call, Endpoints, NoEndpoint, endpoints::Member, fleet::Want, wait::Wait};
 
+/// A gate that takes this long may have kept a place from others.
+const THOUGHT: Duration = Duration::from_millis(1);
+
 pub(crate) struct Choosing<S, G: Gate, C: Classify, R> {
     endpoints: Endpoints<S, G>,
     classify: C,
@@ -58,6 +61,7 @@ enum Why<S> {
 struct Admitting<S, G: Gate, J> {
     admission: Admission<G::Guard>,
     limit: Pin<Box<Sleep>>,
+    since: Instant,
     member: Arc<Member<S, G>>,
     ready: Ready<S, G, J>,
 }
@@ -121,15 +125,12 @@ where
 
     /// When to give up, known from the first look that finds nothing.
     fn deadline(&mut self, now: Instant) -> Instant {
-        if let Some(deadline) = self.deadline {
-            return deadline;
-        }
-        let own = now + self.patience;
-        let deadline = match self.request().extensions().get::<Deadline>() {
+        let own = *self.deadline.get_or_insert(now + self.patience);
+        // Also when the clone that was called has waited, and so brings a bound of its own.
+        match self.request().extensions().get::<Deadline>() {
             Some(deadline) => own.min(deadline.0),
             None => own,
-        };
-        *self.deadline.insert(deadline)
+        }
     }
 }
 
@@ -274,6 +275,7 @@ where
                 self.admitting = Some(Box::new(Admitting {
                     admission,
                     limit,
+                    since: now,
                     member,
                     ready,
                 }));
@@ -299,7 +301,10 @@ where
         };
         let waiting = *self.admitting.take()?;
         let Admitting {
-            member, mut ready, ..
+            member,
+            mut ready,
+            since,
+            ..
         } = waiting;
         match admitted {
             Some(Ok(admission)) => {
@@ -307,14 +312,25 @@ where
                 Some(self.go(&member, ready, now))
             }
             Some(Err(rejected)) => {
+                self.give_up_place(ready, since, now);
                 self.refuse(member, &rejected, now);
                 None
             }
             None => {
+                self.give_up_place(ready, since, now);
                 let why = Why::Refused { until: None };
                 self.aside.push(Aside { member, why });
                 None
             }
+        }
+    }
+
+    /// Others may have found the place taken while the gate thought. Not those that refuse at once: two that wait
+    /// would wake each other for ever.
+    fn give_up_place(&self, ready: Ready<S, G, C::Judge>, since: Instant, now: Instant) {
+        drop(ready);
+        if now.saturating_duration_since(since) >= THOUGHT {
+            self.endpoints.0.shortage.end_for_one();
         }
     }
 
@@ -340,7 +356,13 @@ where
             };
             match service.poll_ready(cx) {
                 Poll::Pending => at += 1,
-                Poll::Ready(Err(_)) => aside.why = Why::Broken,
+                Poll::Ready(Err(error)) => {
+                    aside.why = Why::Broken;
+                    let member = aside.member.clone();
+                    if let Some(call) = self.endpoints.claim(&member, now) {
+                        self.blame(&member, call, error.into(), now);
+                    }
+                }
                 Poll::Ready(Ok(())) => {
                     let Aside { member, why } = self.aside.swap_remove(at);
                     // If it may not be picked now, it is one among all again, with its time to come back.
@@ -357,9 +379,22 @@ where
     }
 
     /// The endpoint failed before it was called.
-    fn blame(&self, member: &Member<S, G>, call: Call<S, G>, mut error: BoxError, now: Instant) {
+    fn blame(
+        &self,
+        member: &Member<S, G>,
+        mut call: Call<S, G>,
+        mut error: BoxError,
+        now: Instant,
+    ) {
         self.note(member);
-        let judge = self.classify.start(&RequestHead::from(self.request()));
+        let head = RequestHead::from(self.request());
+        let judge = self.classify.start(&head);
+        // The gate is the ejection: it has to hear of it.
+        if call.needs_admission()
+            && let Admit::Now(Ok(admission)) = member.gate.admit(&head, now)
+        {
+            call.admit(admission);
+        }
         Watch::new(call, judge, now).fail(&mut error);
     }
 

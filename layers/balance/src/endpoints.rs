@@ -102,6 +102,13 @@ pub(crate) struct Shared<S, G> {
     changed: Arc<Notify>,
 }
 
+impl<S, G> Drop for Shared<S, G> {
+    fn drop(&mut self) {
+        // A checker that has nothing to check has nothing else to wake it.
+        self.changed.notify_waiters();
+    }
+}
+
 pub(crate) struct Member<S, G> {
     pub(crate) id: EndpointId,
     name: Arc<str>,

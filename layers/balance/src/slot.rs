@@ -16,6 +16,8 @@ const EJECT_FOR: f64 = 1e9;
 const EJECT_AT_MOST: f64 = 60e9;
 /// After this long without an end another request may probe.
 const PROBE_TIMEOUT: u64 = 10_000_000_000;
+/// How often that doubles at most while probes are lost, so that who answers later than that is found to work.
+const DOUBLINGS: u32 = 5;
 const SLOW_START: u64 = 10_000_000_000;
 const SLOW_START_FROM: f64 = 0.1;
 
@@ -38,6 +40,8 @@ pub(crate) struct Slot<T> {
     epoch: u64,
     /// Failures in a row.
     row: u32,
+    /// Probes in a row without an end.
+    lost: u32,
     /// Ejections since it last worked for as long as a slow start takes.
     grown: i32,
     pub(crate) requests: u64,
@@ -121,6 +125,7 @@ impl<T: Item> Slot<T> {
             seen: Outlook::Admits,
             epoch: 0,
             row: 0,
+            lost: 0,
             grown: 0,
             requests: 0,
             failures: 0,
@@ -206,7 +211,11 @@ impl<T: Item> Slot<T> {
         now: u64,
     ) -> Ticket {
         if doubtful == Doubtful::No && self.is_out() {
-            let until = now.saturating_add(PROBE_TIMEOUT);
+            self.lost = match self.state {
+                State::Probing { .. } => DOUBLINGS.min(self.lost + 1),
+                _ => 0,
+            };
+            let until = now.saturating_add(PROBE_TIMEOUT << self.lost);
             self.enter(State::Probing { until });
         }
         self.requests += 1;

@@ -300,7 +300,8 @@ impl Circuit {
 
     fn open(&mut self, says: Says, now: Instant) {
         let pause = match says {
-            Says::Busy(Some(asked)) => asked.min(LONGEST_RETRY_AFTER),
+            // Zero, or a date that is past, is no time to stay open for: every request would be a probe.
+            Says::Busy(Some(asked)) if !asked.is_zero() => asked.min(LONGEST_RETRY_AFTER),
             _ => self.cooldown.pause(self.reopenings, self.random.draw()),
         };
         self.reopenings = self.reopenings.saturating_add(1);

@@ -129,6 +129,7 @@ impl Gate for CircuitBreaker {
             Ok(admission) => Ok(Call {
                 shared: self.shared.clone(),
                 admission,
+                since: now,
             }),
             Err(open) => Err(Rejected::from(open)),
         })
@@ -148,6 +149,7 @@ impl Gate for CircuitBreaker {
 pub struct Call {
     shared: Arc<Shared>,
     admission: Admission,
+    since: Instant,
 }
 
 impl Settle for Call {
@@ -158,7 +160,10 @@ impl Settle for Call {
 
     #[inline]
     fn settle(&mut self, end: &End, now: Instant) {
-        self.shared.settle(&mut self.admission, end, now);
+        // Without the time that gates before this one took: a queue is not the service's slowness.
+        let age = end.age.min(now.saturating_duration_since(self.since));
+        self.shared
+            .settle(&mut self.admission, &End { age, ..*end }, now);
     }
 }
 

@@ -250,7 +250,7 @@ mod tests {
                 prop_assert_eq!(tally.failures() as usize, failures);
                 prop_assert_eq!(tally.calls() as usize, last.len());
                 let enough = last.len() >= minimum.clamp(1, size) as usize;
-                let too_bad = enough && failures as f64 >= share * last.len() as f64;
+                let too_bad = enough && failures as f64 / last.len() as f64 >= share;
                 prop_assert_eq!(tally.is_too_bad(), too_bad);
             }
         }

@@ -4,7 +4,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -43,6 +43,7 @@ pub struct Attempts(Arc<Shared>);
 struct Shared {
     count: AtomicU32,
     endpoints: [AtomicU64; 4],
+    gave_up: AtomicBool,
 }
 
 impl Attempts {
@@ -56,6 +57,18 @@ impl Attempts {
     pub fn went_to(&self, id: EndpointId) -> bool {
         let mut endpoints = self.0.endpoints.iter();
         endpoints.any(|endpoint| endpoint.load(Relaxed) == id.0.get())
+    }
+
+    /// Says that trying again was tried: whatever sent the request leaves it at that.
+    ///
+    /// For errors of any type; an answer and a [`Rejected`](crate::reject::Rejected) say so themselves.
+    pub fn give_up(&self) {
+        self.0.gave_up.store(true, Relaxed);
+    }
+
+    /// Whether a layer has spent its attempts on the request.
+    pub fn gave_up(&self) -> bool {
+        self.0.gave_up.load(Relaxed)
     }
 
     /// How many attempts have reached for an endpoint.

@@ -6,6 +6,7 @@ use std::{
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -199,19 +200,23 @@ impl<A: Settle> Held<A> {
                 {
                     guard.decorate(rejected.headers_mut());
                 }
-                self.settle(Verdict::Refused(rejected.reason()));
+                let now = time::now();
+                self.settle(
+                    Verdict::Refused(rejected.reason()),
+                    now.saturating_duration_since(self.since),
+                    now,
+                );
                 Err(rejected)
             }
         }
     }
 
-    fn settle(&mut self, verdict: Verdict) {
+    fn settle(&mut self, verdict: Verdict, age: Duration, now: Instant) {
         if let Some(mut guard) = self.guard.take() {
-            let now = time::now();
             let end = End {
                 verdict,
                 usage: None,
-                age: now - self.since,
+                age,
             };
             guard.finish(&end, now);
         }
@@ -220,7 +225,8 @@ impl<A: Settle> Held<A> {
 
 impl<A: Settle> Drop for Held<A> {
     fn drop(&mut self) {
-        self.settle(Verdict::Canceled);
+        // Of no age: nothing was sent, so that nobody has waited for the service.
+        self.settle(Verdict::Canceled, Duration::ZERO, time::now());
     }
 }
 
@@ -365,7 +371,8 @@ where
         let judge = self.classify.start(&head);
         let state = match self.gate.admit(&head, now) {
             Admit::Now(Ok(guard)) => {
-                State::call(&mut self.inner, request, Watch::new(guard, judge, now))
+                let watch = Watch::new(guard, judge, now).asked_with(request.method());
+                State::call(&mut self.inner, request, watch)
             }
             Admit::Now(Err(rejected)) => State::Rejected {
                 rejected: Some(rejected),
@@ -437,7 +444,8 @@ impl<S: Service<Request<R>>, R, G: Settle, J: Judge> Waiting<S, R, G, J> {
     fn go(mut self, admitted: Result<G, Rejected>) -> State<S, R, G, J> {
         match admitted {
             Ok(guard) => {
-                let watch = Watch::new(guard, self.judge, self.since);
+                let watch =
+                    Watch::new(guard, self.judge, self.since).asked_with(self.request.method());
                 State::call(&mut self.service, self.request, watch)
             }
             Err(rejected) => State::Rejected {

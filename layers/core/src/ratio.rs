@@ -26,7 +26,8 @@ impl Ratio {
 
     /// Whether `part` of `whole` is at least this share.
     pub fn reached(self, part: u32, whole: u32) -> bool {
-        f64::from(part) >= self.0 * f64::from(whole)
+        // Divided, not multiplied: 0.55 * 100.0 is above 55.
+        f64::from(part) / f64::from(whole) >= self.0
     }
 }
 

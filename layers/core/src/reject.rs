@@ -1,6 +1,6 @@
 //! The one error shape that every layer refuses a request with.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
@@ -154,8 +154,7 @@ impl Rejected {
 
     /// Finds the rejection in an error or in what caused it.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        std::iter::successors(Some(error), |&error| error.source())
-            .find_map(|error| error.downcast_ref())
+        chain(error).find_map(|error| error.downcast_ref())
     }
 
     /// Why the request was refused.
@@ -167,6 +166,18 @@ impl Rejected {
     pub fn delay(&self) -> Option<Duration> {
         self.delay
     }
+}
+
+/// An error and its causes. What `io::Error` wraps is a cause too, which its own `source` skips.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        match error.downcast_ref::<io::Error>() {
+            Some(error) => error.get_ref().map(|error| error as _),
+            None => error.source(),
+        }
+    })
 }
 
 impl fmt::Display for Rejected {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use tokio::time::Instant;
@@ -76,6 +76,7 @@ pub struct Watch<G: Settle, J: Judge> {
     judge: Option<J>,
     since: Instant,
     answered: bool,
+    bodiless: bool,
 }
 
 impl<G: Settle, J: Judge> Watch<G, J> {
@@ -87,7 +88,16 @@ impl<G: Settle, J: Judge> Watch<G, J> {
             judge: Some(judge),
             since,
             answered: false,
+            bodiless: false,
         }
+    }
+
+    /// Whether the answer ends with its head whatever its body says: servers drop the body of an answer to HEAD unread.
+    #[inline]
+    #[must_use]
+    pub fn asked_with(mut self, method: &Method) -> Self {
+        self.bodiless = method == Method::HEAD;
+        self
     }
 
     /// Hears the head, and goes on inside the body.
@@ -103,7 +113,7 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         {
             guard.decorate(response.headers_mut());
         }
-        if response.body().is_end_stream() {
+        if self.bodiless || response.body().is_end_stream() {
             self.end(&now, None);
         }
         response.map(|inner| ResponseBody { inner, watch: self })

@@ -1,9 +1,6 @@
 //! The one clock.
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, SystemTime},
-};
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -15,19 +12,21 @@ pub fn now() -> Instant {
 }
 
 /// The date and the time of day, which move with [`now`]: a paused clock pauses them too.
-#[allow(clippy::disallowed_methods, reason = "this is the one place")]
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "this is the one place"
+)]
 pub fn wall_clock() -> SystemTime {
-    static START: OnceLock<(Instant, SystemTime)> = OnceLock::new();
-    /// Beyond this the wall clock was set, or a test has its own time: begin again from the real one.
-    const DRIFT: Duration = Duration::from_secs(3600);
-
-    let (instant, date) = *START.get_or_init(|| (now(), SystemTime::now()));
-    let moved = date + now().saturating_duration_since(instant);
-    let real = SystemTime::now();
-    // Without virtual time the real clock is right, also after it was set.
-    match real.duration_since(moved) {
-        Ok(behind) if behind > DRIFT => real,
-        _ => moved,
+    let (virtual_now, real, date) = (
+        now().into_std(),
+        std::time::Instant::now(),
+        SystemTime::now(),
+    );
+    // A test's clock is ahead of the real one or behind it by what was skipped and what was paused.
+    match virtual_now.checked_duration_since(real) {
+        Some(ahead) => date + ahead,
+        None => date - (real - virtual_now),
     }
 }
 

@@ -103,7 +103,7 @@ impl<S, C, B: Body> Plan<S, C, B> {
     }
 
     fn next(&mut self, outcome: &Outcome<'_>) -> Next {
-        if !self.policy.wants(self.repeat, outcome) {
+        if self.attempts.gave_up() || !self.policy.wants(self.repeat, outcome) {
             return Next::Pass;
         }
         match self.another(outcome) {
@@ -117,6 +117,10 @@ impl<S, C, B: Body> Plan<S, C, B> {
             Err(why) => {
                 count(&self.policy.stats.exhausted);
                 self.policy.metrics.exhausted(why);
+                if why.is_final() {
+                    // For a layer further out, which can read no mark on an error that is not ours.
+                    self.attempts.give_up();
+                }
                 Next::GiveUp(why)
             }
         }

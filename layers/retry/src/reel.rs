@@ -74,6 +74,12 @@ impl<B> Reel<B> {
         }
     }
 
+    /// Takes the body away from whoever reads it, for good.
+    pub(crate) fn break_off(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.keep_nothing();
+    }
+
     fn keep_nothing(&mut self) {
         self.keeps = Keeps::Nothing;
         self.frames = Vec::new();

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
@@ -148,9 +148,13 @@ impl<B> Drop for Tape<B> {
     }
 }
 
-/// A body that panicked in there has ended its attempt; what was kept is whole.
+/// A body that panicked in there is lost: who reads on gets an error, and no other attempt follows.
 fn lock<B>(reel: &Mutex<Reel<B>>) -> MutexGuard<'_, Reel<B>> {
-    reel.lock().unwrap_or_else(PoisonError::into_inner)
+    reel.lock().unwrap_or_else(|poisoned| {
+        let mut reel = poisoned.into_inner();
+        reel.break_off();
+        reel
+    })
 }
 
 fn wake(waker: Option<Waker>) {
@@ -435,8 +439,48 @@ mod tests {
             drop(Pin::new(&mut body).poll_frame(&mut cx));
         });
         assert!(std::panic::catch_unwind(poll).is_err());
-        assert!(tape.can_replay());
+        assert!(!tape.can_replay());
         tape.rewind();
+    }
+
+    #[test]
+    fn a_body_that_panicked_is_never_sent_as_if_it_were_whole() {
+        /// One frame, a panic, and then nothing more, as of a generator that has panicked.
+        struct Panics(u8);
+        impl Body for Panics {
+            type Data = Bytes;
+            type Error = BoxError;
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+                self.0 += 1;
+                match self.0 {
+                    1 => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"half"))))),
+                    2 => panic!("on purpose"),
+                    _ => Poll::Ready(None),
+                }
+            }
+        }
+        let tape = Tape::new(Panics(0), 1024);
+        let mut body = tape.play();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        let poll = std::panic::AssertUnwindSafe(|| drop(Pin::new(&mut body).poll_frame(&mut cx)));
+        assert!(std::panic::catch_unwind(poll).is_err());
+        drop(body);
+        let mut again = tape.play();
+        assert!(!tape.can_replay());
+        let end = loop {
+            match Pin::new(&mut again).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                end => break end,
+            }
+        };
+        assert!(
+            matches!(end, Poll::Ready(Some(Err(_)))),
+            "half of it looks whole: {end:?}"
+        );
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {

@@ -99,6 +99,12 @@ pub(crate) fn publish(layer: &Arc<str>, burn: &Burn) {
     );
     describe_gauge!(BURN_RATE, "Error budget spent per error budget earned");
     describe_gauge!(FIRING, "1 while an alert of this kind fires");
+    if burn.latency.is_none() {
+        // It may have fired when there was a promise.
+        for kind in ["page", "ticket"] {
+            gauge!(FIRING, "layer" => layer.clone(), "rule" => "latency", "kind" => kind).set(0.0);
+        }
+    }
     for (rule, budget) in burn.error_budgets() {
         let left = gauge!(BUDGET_LEFT, "layer" => layer.clone(), "rule" => rule);
         left.set(budget.error_budget_left);

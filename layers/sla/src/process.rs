@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use crate::state::lock;
 
-/// The kernel reports times in these, on every architecture that Rust runs on: USER_HZ.
-const TICK: Duration = Duration::from_millis(10);
+/// The kernel reports times in so many milliseconds, on every architecture that Rust runs on: USER_HZ.
+const TICK: u64 = 10;
 
 /// A share over less than this would be made of a few ticks.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ impl Process {
 }
 
 fn cpu_time() -> Option<Duration> {
-    ticks(&read("/proc/self/stat")?).map(|ticks| TICK * ticks)
+    ticks(&read("/proc/self/stat")?).map(|ticks| Duration::from_millis(ticks.saturating_mul(TICK)))
 }
 
 fn cpus() -> usize {
@@ -85,12 +85,12 @@ fn read(path: &str) -> Option<String> {
 }
 
 /// User and system time in a line of `/proc/[pid]/stat`.
-fn ticks(stat: &str) -> Option<u32> {
+fn ticks(stat: &str) -> Option<u64> {
     // The name of the program is in parentheses, and may hold spaces and more of them.
     let (_, after) = stat.rsplit_once(')')?;
     let mut fields = after.split_ascii_whitespace().skip(11);
-    let user: u32 = fields.next()?.parse().ok()?;
-    let system: u32 = fields.next()?.parse().ok()?;
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
     user.checked_add(system)
 }
 
@@ -162,5 +162,12 @@ mod tests {
     fn this_process_has_some_of_the_memory() {
         let share = Process::new(time::now()).memory().unwrap();
         assert!(share > 0.0 && share <= 1.0, "{share}");
+    }
+
+    #[test]
+    fn times_beyond_32_bits_are_known() {
+        // 64 busy cores for eight days.
+        let stat = "71 (a) S 1 71 71 0 -1 4194560 9 8 7 6 4400000000 66 5 4 20 0 9 0 11 12 13";
+        assert!(ticks(stat).is_some());
     }
 }

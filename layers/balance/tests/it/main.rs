@@ -3,6 +3,7 @@
 
 mod allocations;
 mod choice;
+mod defects;
 mod ends;
 mod gates;
 mod health;

@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod cost;
+mod defects;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod script;

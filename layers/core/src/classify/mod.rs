@@ -16,7 +16,7 @@ pub use self::{
 };
 use crate::{
     head::{RequestHead, ResponseHead},
-    reject::{Reason, Rejected},
+    reject::{Reason, Rejected, chain},
 };
 
 /// What one attempt says about the service behind it.
@@ -56,7 +56,7 @@ impl Verdict {
                 reason => Self::Refused(reason),
             };
         }
-        std::iter::successors(Some(error), |&error| error.source())
+        chain(error)
             .find_map(cause::verdict)
             .unwrap_or(Self::Failure)
     }

@@ -125,6 +125,10 @@ fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     let entries = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
     entries.map(move |entry| {
         let entry = entry.trim();
+        // A comma inside of quotes, where a proxy may have put what a stranger wrote, has cut it in two.
+        if entry.contains('\\') || entry.matches('"').count() % 2 == 1 {
+            return None;
+        }
         let node = if plain {
             Some(entry)
         } else {
@@ -192,6 +196,10 @@ impl FromStr for Network {
             None => (text, None),
         };
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        // Addresses are compared by what they map to.
+        if address != address.to_canonical() {
+            return Err(wrong());
+        }
         let most = if address.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             Some(bits) => bits.parse().map_err(|_| wrong())?,

@@ -166,7 +166,9 @@ impl<'a> Refusal<'a> {
 
 fn insert_delay(headers: &mut HeaderMap, delay: Duration) {
     // Rounded up: a client that comes back early is refused again.
-    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    let seconds = delay
+        .as_secs()
+        .saturating_add(u64::from(delay.subsec_nanos() > 0));
     headers.insert(RETRY_AFTER, seconds.max(1).into());
     headers.insert(RETRY_AFTER_MS, value(millis(delay)));
 }

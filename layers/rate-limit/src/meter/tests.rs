@@ -325,3 +325,16 @@ fn the_largest_quotas_do_not_overflow() {
         assert_eq!(meter.standing(&count, now).remaining, 0);
     }
 }
+
+#[test]
+fn a_cost_beyond_the_clock_is_refused_for_good() {
+    // 213_505 days of nanoseconds are more than 2^64.
+    let meter = Meter::new(Strategy::TokenBucket, &Quota::per_day(1).burst(5)).unwrap();
+    for cost in [213_504_u64, 213_505, 213_506, 213_507] {
+        assert_eq!(
+            meter.take(&Count::default(), cost, 0),
+            Err(Full::Forever),
+            "{cost}"
+        );
+    }
+}

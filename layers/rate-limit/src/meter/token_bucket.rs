@@ -50,7 +50,9 @@ impl TokenBucket {
 
     #[inline]
     pub(super) fn take(&self, count: &Count, cost: u64, now: u64) -> Result<Count, Full> {
-        let Ok(cost) = u32::try_from(cost) else {
+        // Not left to `governor`, which multiplies before it compares: far above the burst that overflows.
+        let cost = u32::try_from(cost).ok().filter(|&cost| cost <= self.burst);
+        let Some(cost) = cost else {
             return Err(Full::Forever);
         };
         let Some(cost) = NonZeroU32::new(cost) else {

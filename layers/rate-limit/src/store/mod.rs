@@ -24,15 +24,13 @@ impl Payer {
     pub(crate) fn hashed(hash: u64) -> Self {
         Self(hash.max(1))
     }
-
-    fn shard(self) -> usize {
-        // The table takes the low bits.
-        (self.0 >> (u64::BITS - SHARDS.ilog2())) as usize
-    }
 }
 
 /// Enough that as many threads seldom meet; 64 bytes each.
 const SHARDS: usize = 32;
+
+/// A shard has this many seats at least: a newcomer only finds the idle ones of its own.
+const SEATS: usize = 256;
 
 /// Seats that a newcomer inspects for one that is idle.
 const LOOK: usize = 8;
@@ -82,7 +80,8 @@ impl Store {
     }
 
     pub(crate) fn keyed(capacity: usize) -> Self {
-        Self::with_shards(SHARDS, capacity)
+        let shards = (capacity / SEATS).next_power_of_two().min(SHARDS);
+        Self::with_shards(shards, capacity)
     }
 
     fn with_shards(shards: usize, capacity: usize) -> Self {
@@ -102,7 +101,7 @@ impl Store {
     #[inline]
     pub(crate) fn lock(&self, payer: &mut Payer, idle: impl Fn(&Count, u64) -> bool) -> Locked<'_> {
         if *payer != Payer::SHARED {
-            let mut seats = lock(&self.shards[payer.shard()].0);
+            let mut seats = lock(self.shard(*payer));
             if let Some(index) = seats.table.find(payer.0) {
                 return Locked::Seat { seats, index };
             }
@@ -125,6 +124,12 @@ impl Store {
         Locked::Shared(lock(&self.shared))
     }
 
+    /// A power of two of shards, by the high half of the hash: the table takes the low bits.
+    fn shard(&self, payer: Payer) -> &Mutex<Seats> {
+        let index = (payer.0 >> 32) as usize & (self.shards.len() - 1);
+        &self.shards[index].0
+    }
+
     fn reserve(&self) -> bool {
         let one_more = |held| (held < self.capacity).then_some(held + 1);
         self.held.fetch_update(Relaxed, Relaxed, one_more).is_ok()
@@ -135,7 +140,7 @@ impl Store {
         if payer == Payer::SHARED {
             return lock(&self.shared).count;
         }
-        let seats = lock(&self.shards[payer.shard()].0);
+        let seats = lock(self.shard(payer));
         let index = seats.table.find(payer.0);
         index.map_or_else(Count::default, |index| *seats.table.count(index))
     }
@@ -145,7 +150,7 @@ impl Store {
         if payer == Payer::SHARED {
             return change(&mut lock(&self.shared).count);
         }
-        let mut seats = lock(&self.shards[payer.shard()].0);
+        let mut seats = lock(self.shard(payer));
         if let Some(index) = seats.table.find(payer.0) {
             change(seats.table.count_mut(index));
         }
@@ -158,7 +163,7 @@ impl Store {
             during();
             return std::mem::take(&mut shared.count) != Count::default();
         }
-        let mut seats = lock(&self.shards[payer.shard()].0);
+        let mut seats = lock(self.shard(payer));
         let Some(index) = seats.table.find(payer.0) else {
             return false;
         };

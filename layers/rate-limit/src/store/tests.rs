@@ -127,3 +127,28 @@ fn threads_together_never_hold_more_than_the_capacity() {
     assert_eq!((seated.load(SeqCst), store.held()), (500, 500));
     assert_eq!(store.totals().admitted, 4000);
 }
+
+#[test]
+fn idle_keys_make_room_also_in_a_small_store() {
+    let hasher = RandomState::new();
+    for capacity in [1_usize, 8, 32, 100] {
+        let store = Store::keyed(capacity);
+        for key in 0..capacity as u64 {
+            take(&store, hasher.hash_one(key), never);
+        }
+        let shared = (0..capacity as u64)
+            .filter(|key| {
+                take(&store, hasher.hash_one(("new", key)), |count, _| {
+                    *count > Count::used(0)
+                }) == Payer::SHARED
+            })
+            .count();
+        assert_eq!(shared, 0, "of {capacity}, whose seats are all idle");
+    }
+    // One key a day, for a month: each finds nobody else.
+    let store = Store::keyed(1);
+    let seated = (0..30_u64)
+        .filter(|day| take(&store, hasher.hash_one(("day", day)), always) != Payer::SHARED)
+        .count();
+    assert_eq!(seated, 30);
+}

@@ -1,8 +1,10 @@
+use std::time::Duration;
+
 use palisade_core::{
     reject::{Reason, Rejected},
     testing::Steps,
 };
-use palisade_retry::{Budget, RetryBody};
+use palisade_retry::{Backoff, Budget, RetryBody, RetryLayer};
 use tower::{Layer, ServiceExt};
 
 use crate::support::{Backend, fails, get, head, layer, rejects, send, status};
@@ -65,4 +67,28 @@ async fn three_layers_make_the_attempts_of_one() {
         }
         assert_eq!(backend.attempts(), 3);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_layers_make_the_attempts_of_one_also_of_plain_errors() {
+    let backend = Backend::new([fails(|| "connection reset".into())]);
+    let service = layer().layer(layer().layer(layer().layer(backend.clone())));
+    let error = service.oneshot(get()).await.unwrap_err();
+    assert_eq!(error.to_string(), "connection reset");
+    assert_eq!(backend.attempts(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_layers_in_a_total_outage_send_a_fifth_more_and_no_more() {
+    let backend = Backend::new([fails(|| "connection reset".into())]);
+    let layer = || {
+        let budget = Budget::percent(20).reserve(0);
+        RetryLayer::new(Backoff::constant(Duration::ZERO)).budget(budget)
+    };
+    let (a, b, c) = (layer(), layer(), layer());
+    for _ in 0..10_000 {
+        let service = a.layer(b.layer(c.layer(backend.clone())));
+        service.oneshot(get()).await.unwrap_err();
+    }
+    assert!(backend.attempts() <= 12_100, "{}", backend.attempts());
 }

@@ -108,3 +108,33 @@ fn requests_tokens_and_burn_rates_are_reported_by_name_and_verdict() {
         .count();
     assert_eq!(gauges, 14, "seven windows of two objectives");
 }
+
+#[test]
+fn an_alert_of_a_promise_that_is_no_longer_made_does_not_fire_for_ever() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let layer = layer().named("chat");
+            let handle = layer.handle();
+            for _ in 0..100 {
+                serve(&layer, StatusCode::OK, Duration::from_millis(1001)).await;
+            }
+            handle.publish();
+            let key = "palisade_sla_alert_firing{layer=chat,rule=latency,kind=page}";
+            assert_eq!(
+                handle.burn(palisade_core::time::now()).firing(),
+                Some(palisade_sla::AlertKind::Page)
+            );
+            // Looking at this recorder sets its gauges back, so it is done once.
+            handle.update(palisade_sla::Objective::success(0.999).unwrap());
+            handle.publish();
+            assert_eq!(values(&snapshotter)[key], 0.0);
+        });
+    });
+}
