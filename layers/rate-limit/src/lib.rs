@@ -29,7 +29,7 @@
 //!
 //! A limit has one or more [`Rule`]s, and a request passes when all of them have room for its cost: then it takes from
 //! all, and otherwise from none, whatever the order of the rules and however many threads ask. The rule with the
-//! longest wait is the one that the refusal names. Waits are exact to the nanosecond: the same request passes then, if
+//! longest wait is the one that the refusal names. A limit of zero names its window, and refuses then too. Other waits are exact to the nanosecond: the same request passes then, if
 //! no other comes first, and not before. A cost above what a rule ever holds is refused for good.
 //!
 //! Reading through the [`Handle`] consumes nothing, and resetting a key touches no other.

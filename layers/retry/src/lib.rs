@@ -42,7 +42,8 @@
 //! `grpc-retry-pushback-ms`.
 //!
 //! The delay is what the service asks for (`Retry-After`, `retry-after-ms`, `grpc-retry-pushback-ms`), otherwise the
-//! [`Backoff`]. A delay past the request's [`Deadline`](palisade_core::deadline::Deadline) is not waited for: what there
+//! [`Backoff`]. A delay past the request's [`Deadline`](palisade_core::deadline::Deadline), which a deadline layer puts there
+//! only if told to, is not waited for: what there
 //! is by now is the answer. An attempt of which no byte was sent is made again at once and free of budget, the first
 //! time; one that timed out costs two.
 //!

@@ -85,7 +85,7 @@ pub(crate) enum Repeat {
 /// Whether an attempt that ended like this may well do better: what is retried unless a layer is told otherwise.
 ///
 /// Nothing was sent; no answer in time; overload that says for how long, or a 503; and failures, but not 501 and 505,
-/// which stay, and of gRPC only UNAVAILABLE.
+/// which stay, and of answers in gRPC only UNAVAILABLE.
 ///
 /// ```
 /// use palisade_core::classify::Verdict;

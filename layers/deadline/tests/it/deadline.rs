@@ -295,5 +295,6 @@ async fn readiness_is_that_of_the_service() {
     assert!(service.is_woken());
     assert_ready_ok!(service.poll_ready());
     backend.send_error("gone");
-    drop(backend);
+    let error = assert_ready_err!(service.poll_ready());
+    assert_eq!(error.to_string(), "gone");
 }
