@@ -98,6 +98,8 @@ type Known = BTreeMap<Arc<str>, Arc<Backend>>;
 pub(crate) struct Backends {
     pub(crate) endpoints: Endpoints,
     known: Arc<Mutex<Known>>,
+    /// What `publish` has shown last.
+    shown: Mutex<BTreeMap<Arc<str>, u32>>,
     config: Config,
     workers: usize,
 }
@@ -114,6 +116,7 @@ impl Backends {
         let backends = Self {
             endpoints: Endpoints::named("gateway"),
             known: Arc::default(),
+            shown: Mutex::default(),
             config: config.clone(),
             workers: match config.server.workers {
                 0 => workers::usual(),
@@ -172,8 +175,9 @@ impl Backends {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let here = self.endpoints.snapshot();
+        // First the lock: what is added after the snapshot would be forgotten.
         let mut known = lock(&self.known);
+        let here = self.endpoints.snapshot();
         known.retain(|id, _| here.iter().any(|endpoint| endpoint.name == *id));
         let reports = here.iter().filter_map(|endpoint| {
             let backend = known.get(&endpoint.name)?;
@@ -220,13 +224,20 @@ impl Backends {
 
     /// Sets the gauges that a scrape shows.
     pub(crate) fn publish(&self) {
-        let mut active: BTreeMap<Arc<str>, u32> = BTreeMap::new();
+        let mut shown = lock(&self.shown);
+        // One that is gone is shown once more, with nothing left.
+        let mut active: BTreeMap<Arc<str>, u32> = shown
+            .iter()
+            .filter(|(_, last)| **last > 0)
+            .map(|(name, _)| (name.clone(), 0))
+            .collect();
         for endpoint in self.endpoints.snapshot() {
             *active.entry(endpoint.name).or_default() += endpoint.in_flight;
         }
-        for (name, in_flight) in active {
-            gauge!(ACTIVE, "backend" => name.to_string()).set(in_flight);
+        for (name, in_flight) in &active {
+            gauge!(ACTIVE, "backend" => name.to_string()).set(*in_flight);
         }
+        *shown = active;
     }
 
     /// Asks each backend for its health, for as long as it is polled.
@@ -246,8 +257,8 @@ impl Backends {
     }
 }
 
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_healthy(endpoint: &Snapshot) -> bool {

@@ -19,7 +19,7 @@ use http_body_util::Full;
 use palisade::{BoxError, head::RequestHead, respond};
 use serde::Serialize;
 
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A request that the gateway answers with an error.
 #[derive(Clone, Debug)]

@@ -101,8 +101,8 @@ impl Identities {
     pub(crate) fn find(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let address = self.address(peer, headers);
         let user = match headers.get(&USER_ID) {
-            Some(value) => Some(name(value.as_bytes())?),
-            None => None,
+            Some(value) if self.user_header != UserHeader::Off => Some(name(value.as_bytes())?),
+            _ => None,
         };
         let caller = |kind, tier, subject| Caller {
             kind,
@@ -188,7 +188,8 @@ impl Identifier {
         let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
         match kind {
             "user" => Ok(Self::Caller(format!("user:{}", name(rest.as_bytes())?))),
-            "api_key" if !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            // Nothing else, so that a raw key is not taken for one, nor told in the log of `/admin`.
+            "api_key" if rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 Ok(Self::Caller(text.to_ascii_lowercase()))
             }
             "ip" => {
@@ -356,12 +357,16 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(key("ip:::1"), key("ip:[::1]"));
-        assert_eq!(key("api_key:AB"), key("api_key:ab"));
+        assert_eq!(
+            key("api_key:0123456789ABCDEF"),
+            key("api_key:0123456789abcdef")
+        );
         for wrong in [
             "alice",
             "user:",
             "ip:here",
             "api_key:raw-key",
+            "api_key:0123456789abcdef0123456789abcdef",
             "tenant:a",
             "user:a\nb",
         ] {

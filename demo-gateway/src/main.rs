@@ -75,13 +75,20 @@ fn serve(options: &Serve) -> ExitCode {
 async fn run(config: config::Config) -> ExitCode {
     let token_is_given = config.admin_token.is_some();
     // Before anybody is told to send requests, or signals.
-    let (interrupt, terminate) = match (
+    let (interrupt, terminate, mut hangup) = match (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
     ) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        (Err(error), _) | (_, Err(error)) => return fail(&error),
+        (Ok(interrupt), Ok(terminate), Ok(hangup)) => (interrupt, terminate, hangup),
+        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return fail(&error),
     };
+    // Whoever asks for a new configuration does not want the requests to be cut off.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP changes nothing: the configuration cannot be read anew yet");
+        }
+    });
     let gateway = match Gateway::start(config).await {
         Ok(gateway) => gateway,
         Err(error) => return fail(&error),

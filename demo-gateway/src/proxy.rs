@@ -21,7 +21,7 @@ use http::{
     uri::{PathAndQuery, Scheme, Uri},
 };
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Collected, Empty, Full, combinators::Collect};
+use http_body_util::{BodyExt, Collected, Empty, Full, Limited, combinators::Collect};
 use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{self, Client, connect::HttpConnector},
@@ -39,8 +39,8 @@ use crate::{
     workers,
 };
 
-/// A plain answer that is longer is passed on as it comes.
-const LONGEST_PLAIN: u64 = 4 * 1024 * 1024;
+/// A plain answer that is longer is passed on as it comes, or refused where it has to be read.
+const LONGEST_PLAIN: usize = 4 * 1024 * 1024;
 
 /// A backend in the same network answers in milliseconds or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -169,7 +169,7 @@ enum Step {
     Body {
         parts: Option<Parts>,
         #[pin]
-        body: Collect<Incoming>,
+        body: Collect<Limited<Incoming>>,
     },
 }
 
@@ -184,14 +184,19 @@ impl Future for Attempt {
                     let response = ready!(Pin::new(answer).poll(cx))?;
                     let (mut parts, body) = response.into_parts();
                     parts.headers.insert(BACKEND_ID, this.name.clone());
-                    if !is_plain(&parts, &body) {
+                    // What it says of its own limits is not about those of the caller.
+                    for name in ["ratelimit", "ratelimit-policy"] {
+                        parts.headers.remove(name);
+                    }
+                    let operation = this.waiting.as_ref().map(|it| it.exchange().operation);
+                    if !is_plain(&parts, &body, operation) {
                         let waiting = this.waiting.take();
                         let body = UpstreamBody::Stream { body, waiting };
                         return Poll::Ready(Ok(Response::from_parts(parts, body)));
                     }
                     this.step.set(Step::Body {
                         parts: Some(parts),
-                        body: body.collect(),
+                        body: Limited::new(body, LONGEST_PLAIN).collect(),
                     });
                 }
                 StepProj::Body { parts, body } => {
@@ -208,12 +213,14 @@ impl Future for Attempt {
     }
 }
 
-/// Whether an answer is read as a whole: a stream is not, even one that tells its length.
-fn is_plain(parts: &Parts, body: &Incoming) -> bool {
+/// Whether an answer is read as a whole: a stream is not, even one that tells its length, and one to `/generate` always,
+/// as it is told in other words.
+fn is_plain(parts: &Parts, body: &Incoming, operation: Option<Operation>) -> bool {
     let kind = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     let is_stream = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
     let length = body.size_hint().exact();
-    !is_stream && length.is_some_and(|length| length <= LONGEST_PLAIN)
+    let is_short = length.is_some_and(|length| length <= LONGEST_PLAIN as u64);
+    !is_stream && (is_short || operation == Some(Operation::Generate))
 }
 
 /// Reads what the gateway itself wants to know of a plain answer.

@@ -57,11 +57,18 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         id,
         request,
     } = inbound;
-    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    let (parts, body) = request.into_parts();
+    let caller = match app.identities.find(peer, &parts.headers) {
+        Ok(caller) => Arc::new(caller),
+        Err(error) => {
+            input::discard(&parts.headers, body);
+            return Err(error);
+        }
+    };
     if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
+        input::discard(&parts.headers, body);
         return Ok(*refused);
     }
-    let (parts, body) = request.into_parts();
     let body = read(&app, &parts.headers, body).await?;
     let batch: Batch<'_> = input::json(&body)?;
     let many = batch.requests.len();
@@ -96,7 +103,10 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         let Ok(done) = done else { continue };
         results[done.at] = Some(done.outcome);
         attempts += done.attempts;
-        signature = done.signature;
+        // One that was wrong was not sent, and knows nothing of limits.
+        if !done.signature.is_empty() {
+            signature = done.signature;
+        }
     }
     let lost = || {
         let problem = ApiError::bad_gateway("the request was lost").problem();
@@ -111,6 +121,9 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         results,
     });
     // How the limits stood when the last was answered.
+    if signature.is_empty() {
+        forward::sign_unsent(&mut signature);
+    }
     forward::copy_signature(&signature, answer.headers_mut());
     answer.headers_mut().insert(ATTEMPTS, attempts.into());
     Ok(answer)

@@ -116,6 +116,7 @@ pub(crate) fn passed(
             None => {
                 to_caller(response.headers_mut());
                 sign(response.headers_mut(), exchange, app, language);
+                no_more(&mut response, exchange);
                 return Ok(response);
             }
             Some(error) => {
@@ -134,7 +135,16 @@ pub(crate) fn passed(
         }
     };
     sign(answer.headers_mut(), exchange, app, language);
+    no_more(&mut answer, exchange);
     Err(Box::new(answer))
+}
+
+/// Asks not to try again what has been tried as often as it may.
+fn no_more<B>(answer: &mut Response<B>, exchange: &Exchange) {
+    if !answer.status().is_success() && exchange.attempts.gave_up() {
+        let headers = answer.headers_mut();
+        headers.insert(errors::SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
 }
 
 /// What a backend's answer is told as, if it is none that the caller should see.

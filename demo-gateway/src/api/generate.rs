@@ -78,11 +78,18 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         id,
         request,
     } = inbound;
-    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    let (parts, body) = request.into_parts();
+    let caller = match app.identities.find(peer, &parts.headers) {
+        Ok(caller) => Arc::new(caller),
+        Err(error) => {
+            input::discard(&parts.headers, body);
+            return Err(error);
+        }
+    };
     if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
+        input::discard(&parts.headers, body);
         return Ok(*refused);
     }
-    let (parts, body) = request.into_parts();
     let body = read(&app, &parts.headers, body).await?;
     let stopwatch = Stopwatch::start();
     GenerateRequest::check(&body)?;

@@ -25,6 +25,7 @@ pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<B
     if !kind.is_some_and(is_json) {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         let detail = "the body has to be JSON, with `content-type: application/json`";
+        discard(headers, body);
         return Err(ApiError::new(status, "unsupported_media_type", detail));
     }
     let limit = app.config.server.body_limit;
@@ -84,6 +85,14 @@ async fn next(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
         }
     }
     Ok(None)
+}
+
+/// Reads on beside the answer, which does not wait, what is refused unread.
+pub(crate) fn discard(headers: &HeaderMap, body: Body) {
+    // Who asks before sending has not sent anything.
+    if !body.is_end_stream() && !headers.contains_key(EXPECT) {
+        tokio::spawn(linger(body));
+    }
 }
 
 /// Reads some more of what is not wanted: closing on a caller who is still sending would reset the connection, and

@@ -181,7 +181,7 @@ pub(crate) async fn answer(
             response.map(axum::body::Body::new)
         }
     };
-    tracing::debug!(%peer, %method, path = uri.path(), ?id, status = response.status().as_u16(), "answered");
+    tracing::debug!(%peer, %method, path = shown(uri.path()), ?id, status = response.status().as_u16(), "answered");
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }
@@ -194,6 +194,16 @@ fn error<B>(response: &http::Response<B>) -> Option<ApiError> {
         let allow = response.headers().get(ALLOW).filter(|_| is_routers)?;
         Some(ApiError::method_not_allowed(allow.clone()))
     })
+}
+
+/// A path as it may stand in a log: without an identifier, for which somebody may have put a raw key.
+fn shown(path: &str) -> &str {
+    for prefix in ["/rate-limits/", "/admin/reset-rate-limit/"] {
+        if path.starts_with(prefix) {
+            return prefix;
+        }
+    }
+    path
 }
 
 fn asks_backends(path: &str) -> bool {

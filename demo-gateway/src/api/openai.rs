@@ -9,6 +9,7 @@ use http::{
 };
 use http_body_util::BodyExt;
 use palisade::{BoxError, reject::Rejected};
+use percent_encoding::percent_decode_str;
 use serde::{
     Deserialize,
     de::{Deserializer, IgnoredAny},
@@ -163,11 +164,18 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         id,
         request,
     } = inbound;
-    let caller = Arc::new(app.identities.find(peer, request.headers())?);
+    let (parts, body) = request.into_parts();
+    let caller = match app.identities.find(peer, &parts.headers) {
+        Ok(caller) => Arc::new(caller),
+        Err(error) => {
+            input::discard(&parts.headers, body);
+            return Err(error);
+        }
+    };
     if let Err(refused) = forward::peek(&app, &caller, operation, PATH) {
+        input::discard(&parts.headers, body);
         return Ok(*refused);
     }
-    let (parts, body) = request.into_parts();
     let body = read(&app, &parts.headers, body).await?;
     let stopwatch = Stopwatch::start();
     let plan = Plan::new(operation, body)?;
@@ -187,14 +195,13 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
             timeouts.request
         },
     };
-    let answer = if plan.stream {
-        stream(&app, &exchange, outbound, plan.usage).await
-    } else {
-        let answer = outbound.send(&app).await;
-        match forward::passed(&app, &exchange, PATH, answer) {
-            Ok(response) => response.map(Body::Passed),
-            Err(answer) => *answer,
-        }
+    if plan.stream {
+        return Ok(stream(&app, &exchange, outbound, plan.usage, stopwatch).await);
+    }
+    let answer = outbound.send(&app).await;
+    let answer = match forward::passed(&app, &exchange, PATH, answer) {
+        Ok(response) => response.map(Body::Passed),
+        Err(answer) => *answer,
     };
     stopwatch.stop(&app, &exchange);
     Ok(answer)
@@ -210,6 +217,9 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
     } = inbound;
     let caller = Arc::new(app.identities.find(peer, request.headers())?);
     let (parts, _) = request.into_parts();
+    if leaves(parts.uri.path()) {
+        return Err(ApiError::not_found("there is no such model"));
+    }
     let exchange = Arc::new(Exchange::new(caller, Operation::Models, false));
     let mut headers = to_backend(parts.headers);
     headers.insert(REQUEST_ID, id);
@@ -228,11 +238,20 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
     })
 }
 
+/// Whether a path leads out of where it begins, for a backend that follows `..`: the gateway's key goes with it.
+fn leaves(path: &str) -> bool {
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    decoded
+        .split(['/', '\\'])
+        .any(|segment| matches!(segment, "." | ".."))
+}
+
 async fn stream(
     app: &Arc<App>,
     exchange: &Arc<Exchange>,
     outbound: Outbound,
     usage: UsageEvent,
+    stopwatch: Stopwatch,
 ) -> Answer {
     let sent = {
         let app = app.clone();
@@ -240,7 +259,7 @@ async fn stream(
     };
     let mut sent = Box::pin(sent);
     let Ok(answer) = tokio::time::timeout(PING_EVERY, &mut sent).await else {
-        // From here on there is no status left to fail with.
+        // From here on there is no status left to fail with, and what has been waited for is known when it is over.
         let mut answer = Response::new(());
         forward::sign(answer.headers_mut(), exchange, app, Language::OpenAi);
         let (late, exchange) = (app.clone(), exchange.clone());
@@ -250,13 +269,15 @@ async fn stream(
             );
         return events(answer.map(|()| Relay::waiting(late, usage, Farewell)));
     };
-    match forward::passed(app, exchange, PATH, answer) {
+    let answer = match forward::passed(app, exchange, PATH, answer) {
         Ok(response) if is_events(response.headers()) => {
             events(response.map(|body| Relay::new(body, usage, Farewell)))
         }
         Ok(response) => response.map(Body::Passed),
         Err(answer) => *answer,
-    }
+    };
+    stopwatch.stop(app, exchange);
+    answer
 }
 
 /// An answer as an event, if it is no stream of them.

@@ -9,6 +9,7 @@ mod admin;
 mod api;
 mod cancel;
 mod connections;
+mod defects;
 mod failures;
 mod identity;
 mod input;

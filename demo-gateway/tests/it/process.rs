@@ -105,7 +105,7 @@ async fn it_says_where_it_listens_and_what_it_told_works() {
 async fn on_sigterm_a_stream_in_flight_ends_well_and_then_the_program_does() {
     let backend = MockBackend::builder()
         .first_token(Duration::ZERO)
-        .tokens_per_second(20.0)
+        .tokens_per_second(8.0)
         .start()
         .await
         .unwrap();
@@ -117,7 +117,7 @@ async fn on_sigterm_a_stream_in_flight_ends_well_and_then_the_program_does() {
         "--backend",
         &url,
         "--drain-delay",
-        "300ms",
+        "1s",
     ])
     .await;
     let mut idle = TcpStream::connect(&address).await.unwrap();

@@ -123,8 +123,9 @@ async fn a_stream_over_its_time_ends_with_an_event() {
     let backend = backend().await;
     backend.script([Reply::tokens(10).fault(Fault::stall(2))]);
     let mut config = config(&[&backend]);
-    config.timeouts.stream = Duration::from_millis(300);
-    config.timeouts.request = Duration::from_millis(300);
+    // Enough for the first events on a busy machine.
+    config.timeouts.stream = Duration::from_millis(1500);
+    config.timeouts.request = Duration::from_millis(1500);
     let gateway = start(config).await;
     let text = post(&gateway, "/v1/chat/completions", CHAT_STREAM)
         .await
