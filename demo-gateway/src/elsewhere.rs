@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderName, Request, Response,
+    HeaderMap, HeaderName, Request, Response, StatusCode,
     header::{Entry, RETRY_AFTER},
 };
 use pin_project::pin_project;
@@ -72,13 +72,21 @@ where
         let this = self.project();
         let mut answer = ready!(this.inner.poll(cx));
         if let Ok(response) = &mut answer
-            && !response.status().is_success()
+            && is_of_one_backend(response.status())
             && this.endpoints.len() > 1
         {
             set_aside(response.headers_mut());
         }
         Poll::Ready(answer)
     }
+}
+
+/// Whether another backend may well have room: what else comes with a delay is about the request.
+fn is_of_one_backend(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    )
 }
 
 fn set_aside(headers: &mut HeaderMap) {

@@ -57,6 +57,9 @@ where
     type Body = B;
 }
 
+/// More than the gateway ever adds to a body, in bytes.
+const ADDED: usize = 1024;
+
 /// The layers, and the handles of those that can be looked at.
 pub(crate) struct Stack {
     pub(crate) pipeline: Pipeline,
@@ -94,7 +97,8 @@ impl Stack {
                         let elsewhere = answer.is_some_and(|head| is_set_aside(head.headers));
                         elsewhere || transient(verdict, answer)
                     })
-                    .replay_up_to(config.server.body_limit)
+                    // What is asked of a stream besides comes on top of the longest body.
+                    .replay_up_to(config.server.body_limit.saturating_add(ADDED))
                     .wait_up_to(LONGEST_WAIT)
                     .classify(Llm)
                     .named("gateway"),
