@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    Inbound, forward,
+    Asked, Inbound, forward,
     generate::{self, GenerateAnswer, GenerateRequest},
-    input, read,
+    input,
 };
 use crate::{
     app::App,
@@ -51,25 +51,16 @@ enum Outcome {
 }
 
 pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
-    let Inbound {
+    let Asked {
         app,
-        peer,
         id,
-        request,
-    } = inbound;
-    let (parts, body) = request.into_parts();
-    let caller = match app.identities.find(peer, &parts.headers) {
-        Ok(caller) => Arc::new(caller),
-        Err(error) => {
-            input::discard(&parts.headers, body);
-            return Err(error);
-        }
+        caller,
+        parts,
+        body,
+    } = match inbound.enter(Operation::Generate, PATH).await? {
+        Ok(asked) => asked,
+        Err(refused) => return Ok(*refused),
     };
-    if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
-        input::discard(&parts.headers, body);
-        return Ok(*refused);
-    }
-    let body = read(&app, &parts.headers, body).await?;
     let batch: Batch<'_> = input::json(&body)?;
     let many = batch.requests.len();
     if many > MOST {

@@ -9,9 +9,9 @@ use palisade::time;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Inbound,
+    Asked, Inbound,
     forward::{self, Outbound, Stopwatch},
-    input, read,
+    input,
 };
 use crate::{
     app::App,
@@ -72,25 +72,16 @@ pub(super) struct GenerateAnswer {
 }
 
 pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
-    let Inbound {
+    let Asked {
         app,
-        peer,
         id,
-        request,
-    } = inbound;
-    let (parts, body) = request.into_parts();
-    let caller = match app.identities.find(peer, &parts.headers) {
-        Ok(caller) => Arc::new(caller),
-        Err(error) => {
-            input::discard(&parts.headers, body);
-            return Err(error);
-        }
+        caller,
+        parts,
+        body,
+    } = match inbound.enter(Operation::Generate, PATH).await? {
+        Ok(asked) => asked,
+        Err(refused) => return Ok(*refused),
     };
-    if let Err(refused) = forward::peek(&app, &caller, Operation::Generate, PATH) {
-        input::discard(&parts.headers, body);
-        return Ok(*refused);
-    }
-    let body = read(&app, &parts.headers, body).await?;
     let stopwatch = Stopwatch::start();
     GenerateRequest::check(&body)?;
     let exchange = Arc::new(Exchange::new(caller, Operation::Generate, false));

@@ -17,7 +17,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode, header::ALLOW};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header::ALLOW, request::Parts};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use tower::{Layer, ServiceExt};
@@ -31,6 +32,7 @@ use crate::{
     errors::{ApiError, Language},
     exchange::Operation,
     headers::{self, REQUEST_ID},
+    identity::Caller,
 };
 
 /// What answers requests, shared by all connections.
@@ -131,6 +133,53 @@ impl Inbound {
     pub(crate) fn after(&self, prefix: &str) -> Result<Cow<'_, str>, ApiError> {
         let path = self.request.uri().path();
         segment(path.strip_prefix(prefix).unwrap_or_default())
+    }
+}
+
+/// A request of somebody who may ask, with its body.
+struct Asked {
+    app: Arc<App>,
+    id: HeaderValue,
+    caller: Arc<Caller>,
+    parts: Parts,
+    body: Bytes,
+}
+
+impl Inbound {
+    /// Finds out who asks, refuses who has nothing left, and only then reads the body.
+    ///
+    /// `Ok(Err(_))` is the refusal of a limit, signed as all answers are.
+    async fn enter(
+        self,
+        operation: Operation,
+        path: &str,
+    ) -> Result<Result<Asked, Box<Answer>>, ApiError> {
+        let Self {
+            app,
+            peer,
+            id,
+            request,
+        } = self;
+        let (parts, body) = request.into_parts();
+        let caller = match app.identities.find(peer, &parts.headers) {
+            Ok(caller) => Arc::new(caller),
+            Err(error) => {
+                input::discard(&parts.headers, body);
+                return Err(error);
+            }
+        };
+        if let Err(refused) = forward::peek(&app, &caller, operation, path) {
+            input::discard(&parts.headers, body);
+            return Ok(Err(refused));
+        }
+        let body = read(&app, &parts.headers, body).await?;
+        Ok(Ok(Asked {
+            app,
+            id,
+            caller,
+            parts,
+            body,
+        }))
     }
 }
 

@@ -17,9 +17,9 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    Inbound,
+    Asked, Inbound,
     forward::{self, Outbound, Stopwatch},
-    input, read,
+    input,
 };
 use crate::{
     app::App,
@@ -158,25 +158,16 @@ fn place(body: &Bytes, raw: &RawValue) -> Range<usize> {
 
 /// `POST` below `/v1`.
 pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Answer, ApiError> {
-    let Inbound {
+    let Asked {
         app,
-        peer,
         id,
-        request,
-    } = inbound;
-    let (parts, body) = request.into_parts();
-    let caller = match app.identities.find(peer, &parts.headers) {
-        Ok(caller) => Arc::new(caller),
-        Err(error) => {
-            input::discard(&parts.headers, body);
-            return Err(error);
-        }
+        caller,
+        parts,
+        body,
+    } = match inbound.enter(operation, PATH).await? {
+        Ok(asked) => asked,
+        Err(refused) => return Ok(*refused),
     };
-    if let Err(refused) = forward::peek(&app, &caller, operation, PATH) {
-        input::discard(&parts.headers, body);
-        return Ok(*refused);
-    }
-    let body = read(&app, &parts.headers, body).await?;
     let stopwatch = Stopwatch::start();
     let plan = Plan::new(operation, body)?;
     let exchange = Arc::new(Exchange::new(caller, operation, plan.stream));
