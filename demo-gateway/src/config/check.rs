@@ -1,0 +1,250 @@
+//! What cannot be as it is set, beyond the types.
+
+use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+
+use palisade::key::Network;
+
+use super::{Config, LimitStrategy, UserHeader, backend::is_label};
+
+/// Something that cannot be as it is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Which setting, as in `rate_limits[1].window`.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub hint: String,
+}
+
+impl Mistake {
+    pub(super) fn new(
+        path: impl Into<String>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            path: path.into(),
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    pub(super) fn below(mut self, path: &str) -> Self {
+        self.path = format!("{path}.{}", self.path);
+        self
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)?;
+        match &*self.hint {
+            "" => Ok(()),
+            hint => write!(f, " ({hint})"),
+        }
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+impl Config {
+    /// Everything that is wrong beyond the types.
+    pub fn check(&self) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let mut check = |fine: bool, path: &str, message: &str, hint: &str| {
+            if !fine {
+                found.push(Mistake::new(path, message, hint));
+            }
+        };
+        let address = listens(&self.listen);
+        check(
+            address,
+            "listen",
+            "is not an address with a port",
+            "for example `127.0.0.1:8000`",
+        );
+        check(
+            self.admin_token.as_ref().is_none_or(|token| {
+                token.len() >= 8 && token.bytes().all(|byte| byte.is_ascii_graphic())
+            }),
+            "admin_token",
+            "must be at least 8 visible ASCII characters",
+            "leave it out, and one is made up and printed",
+        );
+        check(
+            self.embedded_backends <= 64,
+            "embedded_backends",
+            "more than 64 simulated backends",
+            "three are enough to see how requests move",
+        );
+        let durations = [
+            ("health_interval", self.health_interval),
+            ("server.header_timeout", self.server.header_timeout),
+            ("server.body_timeout", self.server.body_timeout),
+            ("timeouts.request", self.timeouts.request),
+            ("timeouts.stream", self.timeouts.stream),
+            ("timeouts.first_byte", self.timeouts.first_byte),
+            ("circuit_breaker.cooldown", self.circuit_breaker.cooldown),
+            ("objective.latency", self.objective.latency),
+        ];
+        for (path, duration) in durations {
+            check(!duration.is_zero(), path, "is 0", "for example \"10s\"");
+        }
+        check(
+            self.server.workers <= 1024,
+            "server.workers",
+            "more than 1024 threads",
+            "0 is one for each CPU",
+        );
+        check(
+            self.server.max_connections > 0,
+            "server.max_connections",
+            "0 would keep all callers away",
+            "at least 1",
+        );
+        check(
+            self.server.body_limit > 0,
+            "server.body_limit",
+            "0 would refuse all bodies",
+            "4194304 is 4 MiB",
+        );
+        check(
+            self.timeouts.request <= self.timeouts.stream,
+            "timeouts.stream",
+            "is shorter than `timeouts.request`",
+            "streams take longer than plain answers",
+        );
+        check(
+            (1..=10).contains(&self.retry.attempts),
+            "retry.attempts",
+            "is not 1 to 10",
+            "3 is usual, 1 never retries",
+        );
+        check(
+            (1..=100).contains(&self.retry.budget_percent),
+            "retry.budget_percent",
+            "is not 1 to 100",
+            "20 keeps an outage from becoming a storm",
+        );
+        check(
+            !self.retry.min_backoff.is_zero() && self.retry.min_backoff <= self.retry.max_backoff,
+            "retry.min_backoff",
+            "is 0 or longer than `retry.max_backoff`",
+            "for example \"25ms\" and \"1s\"",
+        );
+        check(
+            self.circuit_breaker.failures > 0,
+            "circuit_breaker.failures",
+            "0 would never close the circuit",
+            "at least 1",
+        );
+        check(
+            self.circuit_breaker.cooldown <= self.circuit_breaker.longest_cooldown,
+            "circuit_breaker.longest_cooldown",
+            "is shorter than `circuit_breaker.cooldown`",
+            "",
+        );
+        let share = |share: f64| share > 0.0 && share < 1.0;
+        check(
+            share(self.objective.success),
+            "objective.success",
+            "is not between 0 and 1",
+            "0.999 allows one failure in a thousand requests",
+        );
+        check(
+            share(self.objective.within),
+            "objective.within",
+            "is not between 0 and 1",
+            "0.99 is usual",
+        );
+        self.check_identity(&mut found);
+        self.check_rules(&mut found);
+        self.check_backends(&mut found);
+        found
+    }
+
+    fn check_identity(&self, found: &mut Vec<Mistake>) {
+        let identity = &self.identity;
+        for (at, network) in identity.trusted_proxies.iter().enumerate() {
+            if network.parse::<Network>().is_err() {
+                let path = format!("identity.trusted_proxies[{at}]");
+                let message = format!("`{network}` is not a network");
+                found.push(Mistake::new(path, message, "for example `10.0.0.0/8`"));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for (at, key) in identity.keys.iter().enumerate() {
+            let path = format!("identity.keys[{at}].key");
+            if key.key.is_empty() || !key.key.bytes().all(|byte| byte.is_ascii_graphic()) {
+                let message = "must be visible ASCII characters";
+                found.push(Mistake::new(&*path, message, ""));
+            }
+            if !seen.insert(&key.key) {
+                found.push(Mistake::new(path, "is there twice", ""));
+            }
+        }
+        if identity.user_header == UserHeader::WithKey && identity.keys.is_empty() {
+            let message = "`with_key` needs `identity.keys`";
+            let hint = "without them anybody can make up a key";
+            found.push(Mistake::new("identity.user_header", message, hint));
+        }
+    }
+
+    fn check_rules(&self, found: &mut Vec<Mistake>) {
+        let mut seen = BTreeSet::new();
+        for (at, rule) in self.rate_limits.iter().enumerate() {
+            let path = |field| format!("rate_limits[{at}].{field}");
+            if !is_label(&rule.name) {
+                let message = "must be 1 to 64 letters, digits or `-._:[]`";
+                found.push(Mistake::new(path("name"), message, ""));
+            }
+            if !seen.insert(&rule.name) {
+                found.push(Mistake::new(path("name"), "is there twice", ""));
+            }
+            if rule.max_requests == 0 {
+                let hint = "at least 1; `rate_limit = \"off\"` turns limits off";
+                found.push(Mistake::new(path("max_requests"), "0 admits nobody", hint));
+            }
+            if rule.window < Duration::from_secs(1) {
+                let message = "is shorter than a second, which headers cannot say";
+                found.push(Mistake::new(path("window"), message, "for example \"60s\""));
+            }
+            if rule.burst == Some(0) {
+                found.push(Mistake::new(path("burst"), "0 admits nobody", "at least 1"));
+            }
+            if rule.burst.is_some() && rule.strategy != LimitStrategy::TokenBucket {
+                let hint = "a window admits `max_requests` at once";
+                let message = "only `token_bucket` has a burst";
+                found.push(Mistake::new(path("burst"), message, hint));
+            }
+        }
+    }
+
+    fn check_backends(&self, found: &mut Vec<Mistake>) {
+        let mut seen = BTreeSet::new();
+        for (at, backend) in self.backends.iter().enumerate() {
+            let path = format!("backends[{at}]");
+            let mistakes = backend.check().into_iter();
+            found.extend(mistakes.map(|mistake| mistake.below(&path)));
+            if !seen.insert(backend.name()) {
+                let message = format!("`{}` is there twice", backend.name());
+                found.push(Mistake::new(format!("{path}.id"), message, ""));
+            }
+            if let Some(name) = &backend.api_key_env
+                && std::env::var_os(name).is_none()
+            {
+                let message = format!("`{name}` is not in the environment");
+                found.push(Mistake::new(format!("{path}.api_key_env"), message, ""));
+            }
+        }
+    }
+}
+
+fn listens(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    let is_name = is_label(host) && !host.contains(':');
+    address.parse::<SocketAddr>().is_ok() || is_name && port.parse::<u16>().is_ok()
+}
