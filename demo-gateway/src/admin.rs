@@ -9,7 +9,7 @@ use axum::{
     response::Response,
     routing::{delete, post},
 };
-use http::{HeaderMap, StatusCode, header::AUTHORIZATION};
+use http::{HeaderMap, header::AUTHORIZATION};
 use palisade::key::bearer_token;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -43,7 +43,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/admin/backends/{*id}", post(change))
         .route("/admin/circuit-breaker/{*id}", post(circuit))
         // Before the guard, so that it stands before a wrong method too.
-        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .method_not_allowed_fallback(api::wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
 }
 

@@ -12,14 +12,17 @@ mod status;
 use std::{any::Any, borrow::Cow, convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{FromRequest, Request, State},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header::ALLOW, request::Parts};
+use http_body::Body;
+use http_body_util::Either;
 use hyper::body::Incoming;
+use palisade::BoxError;
 use percent_encoding::percent_decode_str;
 use tower::{Layer, ServiceExt};
 use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
@@ -70,8 +73,7 @@ pub(crate) fn routes(app: Arc<App>) -> Routes {
         .route("/rate-limits/{*identifier}", get(rate_limits))
         .merge(admin::routes(&app))
         .fallback(not_found)
-        // What is allowed instead is known to whoever routes: see `answer`.
-        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(app);
     CatchPanicLayer::custom(Panicked).layer(router)
 }
@@ -105,6 +107,15 @@ async fn not_found(inbound: Inbound) -> ApiError {
     }
     ApiError::not_found(format!("there is no `{path}` here"))
 }
+
+/// Says that the method is wrong; whoever routes adds which are right, and [`answer`] tells it.
+pub(crate) async fn wrong_method() -> impl IntoResponse {
+    (StatusCode::METHOD_NOT_ALLOWED, Extension(WrongMethod))
+}
+
+/// Tells our own 405 from that of a backend.
+#[derive(Clone, Copy)]
+struct WrongMethod;
 
 /// One request that panics is one answer of 500, and no connection that breaks.
 #[derive(Clone, Copy)]
@@ -211,7 +222,7 @@ pub(crate) async fn answer(
     routes: Routes,
     peer: SocketAddr,
     mut request: http::Request<Incoming>,
-) -> Response {
+) -> http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send> {
     let id = headers::request_id(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let arrival = Arrival {
@@ -221,13 +232,13 @@ pub(crate) async fn answer(
     request.extensions_mut().insert(arrival);
     let Ok(response) = routes.oneshot(request).await;
     let mut response = match error(&response) {
-        None => response.map(axum::body::Body::new),
+        None => response.map(Either::Left),
         Some(error) => {
             let mut response = error.answer(Language::of(uri.path()));
             if asks_backends(uri.path()) {
                 forward::sign_unsent(response.headers_mut());
             }
-            response.map(axum::body::Body::new)
+            response.map(Either::Right)
         }
     };
     tracing::debug!(%peer, %method, path = shown(uri.path()), ?id, status = response.status().as_u16(), "answered");
@@ -239,8 +250,8 @@ pub(crate) async fn answer(
 fn error<B>(response: &http::Response<B>) -> Option<ApiError> {
     let said = response.extensions().get::<ApiError>().cloned();
     said.or_else(|| {
-        let is_routers = response.status() == StatusCode::METHOD_NOT_ALLOWED;
-        let allow = response.headers().get(ALLOW).filter(|_| is_routers)?;
+        response.extensions().get::<WrongMethod>()?;
+        let allow = response.headers().get(ALLOW)?;
         Some(ApiError::method_not_allowed(allow.clone()))
     })
 }

@@ -1,6 +1,6 @@
 //! Defects that were found, each by the behaviour that was missing.
 
-use demo_backend::Fault;
+use demo_backend::{Fault, Reply};
 use demo_gateway::config::Backend;
 use http::{Method, StatusCode};
 use tokio::{
@@ -157,4 +157,15 @@ async fn when_attempts_are_spent_a_503_asks_not_to_retry_either() {
     let reply = post(&gateway, "/v1/chat/completions", CHAT).await;
     assert_eq!(reply.header("x-attempts"), "3");
     assert_eq!(reply.header("x-should-retry"), "false");
+}
+
+#[tokio::test]
+async fn a_backends_own_405_is_passed_as_it_is() {
+    let backend = backend().await;
+    backend.script([Reply::json(405, r#"{"error":"theirs"}"#).header("allow", "PATCH")]);
+    let gateway = start(config(&[&backend])).await;
+    let reply = post(&gateway, "/v1/chat/completions", CHAT).await;
+    assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(reply.text(), r#"{"error":"theirs"}"#);
+    assert_eq!(reply.header("x-backend-id"), "a");
 }
