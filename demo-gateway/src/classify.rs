@@ -53,6 +53,10 @@ impl Judge for LlmJudge {
         self.inner.error(error)
     }
 
+    fn streamed(&self) -> u64 {
+        self.inner.streamed()
+    }
+
     fn usage(&self) -> Option<Usage> {
         let counted = self.inner.usage();
         counted.or_else(|| self.exchange.as_ref()?.usage())

@@ -3,6 +3,7 @@ use std::{fmt, mem, sync::Arc};
 use http::HeaderMap;
 use palisade_core::{
     gate::Gate,
+    reject::Rejected,
     settle::{End, Settle},
     time,
 };
@@ -125,6 +126,7 @@ where
     S: Send + Sync + 'static,
 {
     const DECORATES: bool = G::Guard::DECORATES;
+    const FOLLOWS: bool = G::Guard::FOLLOWS;
 
     fn decorate(&mut self, headers: &mut HeaderMap) {
         if let Some(admission) = &mut self.admission {
@@ -139,6 +141,13 @@ where
         let reopened = self.endpoints.lock().first_data(&mut self.ticket, now);
         if reopened {
             self.endpoints.0.shortage.end();
+        }
+    }
+
+    fn progress(&mut self, streamed: u64, now: Instant) -> Result<(), Rejected> {
+        match &mut self.admission {
+            Some(admission) => admission.progress(streamed, now),
+            None => Ok(()),
         }
     }
 

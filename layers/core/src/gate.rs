@@ -147,6 +147,7 @@ impl<A: Gate, B: Gate> Gate for (A, B) {
 
 impl<A: Settle, B: Settle> Settle for (A, B) {
     const DECORATES: bool = A::DECORATES || B::DECORATES;
+    const FOLLOWS: bool = A::FOLLOWS || B::FOLLOWS;
 
     fn decorate(&mut self, headers: &mut HeaderMap) {
         self.1.decorate(headers);
@@ -156,6 +157,18 @@ impl<A: Settle, B: Settle> Settle for (A, B) {
     fn first_data(&mut self, now: Instant) {
         self.1.first_data(now);
         self.0.first_data(now);
+    }
+
+    fn progress(&mut self, streamed: u64, now: Instant) -> Result<(), Rejected> {
+        let (mut first, mut second) = (Ok(()), Ok(()));
+        if B::FOLLOWS {
+            second = self.1.progress(streamed, now);
+        }
+        if A::FOLLOWS {
+            first = self.0.progress(streamed, now);
+        }
+        // Both hear it; of two refusals the one that admission would have met first counts.
+        first.and(second)
     }
 
     fn settle(&mut self, end: &End, now: Instant) {
@@ -214,9 +227,8 @@ impl<A: Settle> Held<A> {
     fn settle(&mut self, verdict: Verdict, age: Duration, now: Instant) {
         if let Some(mut guard) = self.guard.take() {
             let end = End {
-                verdict,
-                usage: None,
                 age,
+                ..End::new(verdict)
             };
             guard.finish(&end, now);
         }

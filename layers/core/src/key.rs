@@ -12,7 +12,8 @@ use crate::head::RequestHead;
 mod address;
 
 pub use self::address::{
-    ClientAddress, Network, ParseNetworkError, PeerAddr, client_address, peer,
+    ClientAddress, ForwardedBy, Network, ParseNetworkError, PeerAddr, client_address,
+    client_address_behind, peer,
 };
 
 /// The bytes that tell one caller from another.
@@ -20,7 +21,7 @@ pub use self::address::{
 pub enum Key<'a> {
     /// A name, a token, a path.
     Bytes(Cow<'a, [u8]>),
-    /// An address; of IPv6 only the first 64 bits, which is what one caller is given.
+    /// An address; of IPv6 only the first bits, as it is 64, which is what one caller is given.
     Address(IpAddr),
 }
 
@@ -44,7 +45,7 @@ impl From<String> for Key<'_> {
 
 impl From<IpAddr> for Key<'_> {
     fn from(address: IpAddr) -> Self {
-        Self::Address(address::site(address))
+        Self::Address(address::site(address, address::SITE))
     }
 }
 

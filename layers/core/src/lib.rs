@@ -10,6 +10,12 @@
 //! conditions take [`head`]s and never name a body, so that closures work for axum, tonic and hyper alike. What a
 //! layer refuses is a [`Rejected`](reject::Rejected), which [`respond`] turns into an answer.
 //!
+//! # Streaming
+//!
+//! A judge that reads the body counts its [pieces](classify::Judge::streamed) as they come. A guard that
+//! [follows](settle::Settle::FOLLOWS) them can end the answer where it is: the reader gets what had come and then the
+//! refusal, and the service behind is let go at once.
+//!
 //! # Cancellation
 //!
 //! A future or a body that is dropped tells its guard [`Canceled`](classify::Verdict::Canceled), once; a panic in user

@@ -74,7 +74,7 @@ impl Reason {
             Self::RateLimited | Self::QuotaExhausted => {
                 Some("https://iana.org/assignments/http-problem-types#quota-exceeded")
             }
-            Self::Overloaded => {
+            Self::Overloaded | Self::StoreUnavailable => {
                 Some("https://iana.org/assignments/http-problem-types#temporary-reduced-capacity")
             }
             _ => None,

@@ -36,11 +36,26 @@ pub trait Settle: Send + 'static {
     /// Whether [`decorate`](Self::decorate) has anything to add.
     const DECORATES: bool = false;
 
+    /// Whether [`progress`](Self::progress) wants to hear how far the answer has come.
+    const FOLLOWS: bool = false;
+
     /// Adds to the headers of the answer, or of the refusal of a layer further in. Called at most once.
     fn decorate(&mut self, _headers: &mut HeaderMap) {}
 
     /// Hears of the first data of the answer. Called at most once, and never after the verdict.
     fn first_data(&mut self, _now: Instant) {}
+
+    /// Hears how many [pieces](Judge::streamed) the answer has had, after data that brought new ones: while the answer
+    /// goes on, before the verdict, and never unless [`FOLLOWS`](Self::FOLLOWS).
+    ///
+    /// # Errors
+    ///
+    /// A refusal ends the body: the data that brought the pieces are handed on, then comes the refusal as the error of
+    /// the body, and the guard hears [`Verdict::Refused`]. The inner body is dropped at once, so that the service can
+    /// stop.
+    fn progress(&mut self, _streamed: u64, _now: Instant) -> Result<(), Rejected> {
+        Ok(())
+    }
 
     /// Hears the verdict, while the body goes on. Called exactly once, unless [`finish`](Self::finish) is.
     fn settle(&mut self, end: &End, now: Instant);
@@ -60,8 +75,31 @@ pub struct End {
     pub verdict: Verdict,
     /// The tokens used, as far as the answer told before it ended.
     pub usage: Option<Usage>,
+    /// The [pieces](Judge::streamed) of the answer that came, as far as the judge counts them.
+    pub streamed: u64,
     /// The time since admission.
     pub age: Duration,
+}
+
+impl End {
+    /// At once, and before anything came of the answer.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use palisade_core::{classify::Verdict, settle::End};
+    ///
+    /// let age = Duration::from_secs(1);
+    /// let end = End { age, ..End::new(Verdict::TimedOut) };
+    /// assert_eq!((end.usage, end.streamed), (None, 0));
+    /// ```
+    pub const fn new(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            usage: None,
+            streamed: 0,
+            age: Duration::ZERO,
+        }
+    }
 }
 
 /// Read at most once per poll, and only by what needs it.
@@ -116,7 +154,10 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         if self.bodiless || response.body().is_end_stream() {
             self.end(&now, None);
         }
-        response.map(|inner| ResponseBody { inner, watch: self })
+        response.map(|inner| ResponseBody {
+            source: Source::Open { inner },
+            watch: self,
+        })
     }
 
     /// Hears that there will be no more. A [`Rejected`] gets the headers that the answer would have got.
@@ -138,19 +179,40 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         self.guard = None;
     }
 
-    fn data(&mut self, now: &Now, data: &[u8]) {
+    /// Hears data. Whether they brought pieces that the guard is to hear of.
+    #[inline]
+    fn data(&mut self, now: &Now, data: &[u8]) -> bool {
+        let before = self.streamed();
         if J::READS_DATA
             && let Some(verdict) = self.judge.as_mut().and_then(|judge| judge.data(data))
         {
             self.tell(now, verdict);
         }
         let (Some(judge), Some(guard)) = (&self.judge, &mut self.guard) else {
-            return;
+            return false;
         };
         if !self.answered && !data.is_empty() && judge.begun() {
             self.answered = true;
             guard.first_data(**now);
         }
+        self.streamed() > before
+    }
+
+    /// How far the answer has come, if the guard follows it.
+    #[inline]
+    fn streamed(&self) -> u64 {
+        match &self.judge {
+            Some(judge) if G::FOLLOWS => judge.streamed(),
+            _ => 0,
+        }
+    }
+
+    /// Tells the guard how far the answer has come: its refusal of more.
+    fn progress(&mut self, now: &Now) -> Option<Rejected> {
+        let streamed = self.streamed();
+        let rejected = self.guard.as_mut()?.progress(streamed, **now).err()?;
+        self.finish(now, Verdict::Refused(rejected.reason()));
+        Some(rejected)
     }
 
     #[inline]
@@ -182,16 +244,17 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         // Asked before it is taken: should it panic, the drop still tells the guard.
         let judge = self.judge.as_ref()?;
         // Asking a judge that has just panicked could panic again, and so abort.
-        let usage = if thread::panicking() {
-            None
+        let (usage, streamed) = if thread::panicking() {
+            (None, 0)
         } else {
-            judge.usage()
+            (judge.usage(), judge.streamed())
         };
         self.judge = None;
         let age = now.saturating_duration_since(self.since);
         Some(End {
             verdict,
             usage,
+            streamed,
             age,
         })
     }
@@ -206,11 +269,23 @@ impl<G: Settle, J: Judge> Drop for Watch<G, J> {
 }
 
 /// A response body that settles its guard.
+///
+/// A guard that [follows](Settle::FOLLOWS) the answer can end it with a [`Rejected`].
 #[pin_project]
 pub struct ResponseBody<B, G: Settle, J: Judge> {
     #[pin]
-    inner: B,
+    source: Source<B>,
     watch: Watch<G, J>,
+}
+
+#[pin_project(project = SourceProj)]
+enum Source<B> {
+    Open {
+        #[pin]
+        inner: B,
+    },
+    /// The guard has refused the rest, and the reader is still to hear so.
+    Cut { error: Option<BoxError> },
 }
 
 impl<B, G, J> Body for ResponseBody<B, G, J>
@@ -223,12 +298,17 @@ where
     type Data = Bytes;
     type Error = BoxError;
 
+    #[inline]
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        let mut inner = match this.source.as_mut().project() {
+            SourceProj::Open { inner } => inner,
+            SourceProj::Cut { error } => return Poll::Ready(error.take().map(Err)),
+        };
+        let frame = ready!(inner.as_mut().poll_frame(cx));
         let now = Now::new(time::now);
         let frame = match frame {
             Some(Ok(frame)) => frame,
@@ -242,22 +322,37 @@ where
                 return Poll::Ready(None);
             }
         };
-        if let Some(data) = frame.data_ref() {
-            this.watch.data(&now, data);
-        }
+        let more = match frame.data_ref() {
+            Some(data) => this.watch.data(&now, data),
+            None => false,
+        };
         // A reader that knows the length may never poll for `None`.
-        if frame.is_trailers() || this.inner.is_end_stream() {
+        if frame.is_trailers() || inner.is_end_stream() {
             this.watch.end(&now, frame.trailers_ref());
+        } else if G::FOLLOWS
+            && more
+            && let Some(rejected) = this.watch.progress(&now)
+        {
+            let error = Some(rejected.into());
+            this.source.set(Source::Cut { error });
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.source {
+            Source::Open { inner } => inner.is_end_stream(),
+            Source::Cut { error } => error.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.source {
+            Source::Open { inner } => inner.size_hint(),
+            // Not zero while the error is still to come: a reader could take that for a good end.
+            Source::Cut { error: Some(_) } => SizeHint::default(),
+            Source::Cut { error: None } => SizeHint::with_exact(0),
+        }
     }
 }
 

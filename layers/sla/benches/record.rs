@@ -33,9 +33,8 @@ fn request(gate: &impl Gate, head: &RequestHead<'_>, now: Instant) {
     };
     guard.first_data(now);
     let end = End {
-        verdict: Verdict::Success,
-        usage: None,
         age: Duration::from_millis(5),
+        ..End::new(Verdict::Success)
     };
     black_box(&mut guard).finish(black_box(&end), now);
 }

@@ -55,11 +55,7 @@ fn only(number: u32) -> impl Fn(&Thing) -> Want {
 }
 
 fn ends(fleet: &mut Fleet<Thing>, mut ticket: Ticket, verdict: Verdict, now: Instant) -> bool {
-    let end = End {
-        verdict,
-        usage: None,
-        age: Duration::ZERO,
-    };
+    let end = End::new(verdict);
     let change = fleet.settle(&mut ticket, &end, now);
     fleet.end(&mut ticket, now);
     change.ejected
@@ -373,7 +369,7 @@ proptest! {
                         Verdict::Canceled,
                         Verdict::CallerFault,
                     ][usize::from(verdict)];
-                    let end = End { verdict, usage: None, age: MS };
+                    let end = End { age: MS, ..End::new(verdict) };
                     fleet.settle(&mut ticket, &end, now);
                     over(&mut fleet, &mut known, number, ticket, now)?;
                     if verdict != Verdict::Success && let Some(one) = known.get_mut(&number) {

@@ -65,9 +65,8 @@ impl Policy for Mechanism {
         let now = self.born + world::nanos(now);
         let age = world::nanos(age);
         let end = End {
-            verdict,
-            usage: None,
             age,
+            ..End::new(verdict)
         };
         self.fleet.settle(&mut ticket, &end, now);
         self.fleet.end(&mut ticket, now);

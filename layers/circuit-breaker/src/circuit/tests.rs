@@ -31,9 +31,8 @@ fn one(circuit: &mut Circuit, says: Says, now: Instant) {
 
 fn says(verdict: Verdict, age: Duration, stage: Stage) -> Says {
     let end = End {
-        verdict,
-        usage: None,
         age,
+        ..End::new(verdict)
     };
     Says::of(&end, stage)
 }

@@ -20,11 +20,7 @@ fn shared(probes: u32) -> Arc<Shared> {
 }
 
 fn end(verdict: Verdict) -> End {
-    End {
-        verdict,
-        usage: None,
-        age: Duration::ZERO,
-    }
+    End::new(verdict)
 }
 
 fn opened(probes: u32) -> (Arc<Shared>, Instant) {

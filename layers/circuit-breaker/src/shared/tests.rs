@@ -23,11 +23,7 @@ use crate::{CircuitBreaker, gate::Call};
 const COOLDOWN: Duration = Duration::from_secs(5);
 
 fn end(verdict: Verdict) -> End {
-    End {
-        verdict,
-        usage: None,
-        age: Duration::ZERO,
-    }
+    End::new(verdict)
 }
 
 fn admit(breaker: &CircuitBreaker, now: Instant) -> Result<Call, String> {
@@ -342,6 +338,7 @@ proptest! {
                             _ => Verdict::Canceled,
                         },
                         usage: None,
+                        streamed: 0,
                         age: now - since,
                     };
                     let said = Says::of(&end, right.stage);

@@ -306,11 +306,7 @@ fn admitted(breaker: &CircuitBreaker) -> Call {
 }
 
 fn settle(call: &mut Call, verdict: Verdict) {
-    let end = End {
-        verdict,
-        usage: None,
-        age: Duration::ZERO,
-    };
+    let end = End::new(verdict);
     call.settle(&end, now());
 }
 

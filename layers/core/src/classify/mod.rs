@@ -124,6 +124,13 @@ pub trait Judge {
         Verdict::of(error)
     }
 
+    /// Pieces of the answer so far: events of a stream that carry text, of about a token each.
+    ///
+    /// Never fewer than before. Counted while the answer comes, where [`usage`](Self::usage) is mostly told at its end.
+    fn streamed(&self) -> u64 {
+        0
+    }
+
     /// The tokens used so far, if the answer has said so.
     fn usage(&self) -> Option<Usage> {
         None

@@ -20,9 +20,7 @@ pub struct PeerAddr(pub SocketAddr);
 
 /// The address at the other end of the connection.
 pub fn peer() -> ClientAddress {
-    ClientAddress {
-        trusted: Vec::new(),
-    }
+    client_address_behind(0)
 }
 
 /// The address of the client, which may have come through proxies in the `trusted` networks.
@@ -44,25 +42,108 @@ pub fn peer() -> ClientAddress {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn client_address(trusted: impl IntoIterator<Item = Network>) -> ClientAddress {
-    ClientAddress {
-        trusted: trusted.into_iter().collect(),
-    }
+    ClientAddress::trusting(Trust::Networks(trusted.into_iter().collect()))
 }
 
-/// What [`peer`] and [`client_address`] return.
+/// The address of the client behind so many proxies of one's own, whatever their addresses are.
+///
+/// Each proxy adds whom it was asked by at the end of the header: the client is what the outermost of them added, the
+/// one so many from the right. No proxies is the [`peer`]. Of a shorter list it is the leftmost, and what cannot be
+/// read ends the walk, as in [`client_address`].
+///
+/// Only right if every request passes all of the proxies: who can go around one of them chooses the address.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use palisade_core::key::{self, PeerAddr};
+///
+/// // A load balancer, and before it a content delivery network.
+/// let client = key::client_address_behind(2);
+/// let mut request = http::Request::builder()
+///     .header("x-forwarded-for", "6.6.6.6, 192.0.2.7, 203.0.113.5")
+///     .body(())?;
+/// request.extensions_mut().insert(PeerAddr("198.51.100.1:999".parse()?));
+/// let address: IpAddr = "192.0.2.7".parse()?;
+/// assert_eq!(client.find(&(&request).into()), Some(address));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn client_address_behind(proxies: usize) -> ClientAddress {
+    ClientAddress::trusting(Trust::Proxies(proxies))
+}
+
+/// The header in which proxies say whom they were asked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForwardedBy {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// What [`peer`], [`client_address`] and [`client_address_behind`] return.
 #[derive(Clone, Debug)]
 pub struct ClientAddress {
-    trusted: Vec<Network>,
+    trust: Trust,
+    header: Option<ForwardedBy>,
+    ipv6_prefix: u8,
+}
+
+#[derive(Clone, Debug)]
+enum Trust {
+    Networks(Vec<Network>),
+    /// So many steps.
+    Proxies(usize),
 }
 
 impl ClientAddress {
+    fn trusting(trust: Trust) -> Self {
+        Self {
+            trust,
+            header: None,
+            ipv6_prefix: SITE,
+        }
+    }
+
+    /// Reads only the header that the proxies write; as it is, `X-Forwarded-For` or else `Forwarded`.
+    ///
+    /// Proxies hand on what they do not write: behind ones that write `Forwarded`, a client could put anything into
+    /// an `X-Forwarded-For` of its own.
+    #[must_use]
+    pub fn header(mut self, header: ForwardedBy) -> Self {
+        self.header = Some(header);
+        self
+    }
+
+    /// The bits of an IPv6 address that tell one caller from another: as it is, 64; from 128 on, all.
+    ///
+    /// Providers that give each customer a /56 or a /48 give it as many /64 to send from.
+    ///
+    /// ```
+    /// use palisade_core::key;
+    ///
+    /// let client = key::peer().ipv6_prefix(48);
+    /// let key = |text: &str| text.parse().map(|address| client.key_of(address));
+    /// assert_eq!(key("2001:db8:1:2::3")?, key("2001:db8:1:ffff::1")?);
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    #[must_use]
+    pub fn ipv6_prefix(mut self, bits: u8) -> Self {
+        self.ipv6_prefix = bits;
+        self
+    }
+
     /// The address itself, whole, if the connection has one.
     pub fn find(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
         let mut client = peer_address(head)?.to_canonical();
-        if self.trusted.is_empty() {
+        let most = match &self.trust {
+            Trust::Networks(networks) if networks.is_empty() => 0,
+            Trust::Networks(_) => usize::MAX,
+            Trust::Proxies(proxies) => *proxies,
+        };
+        if most == 0 {
             return Some(client);
         }
-        for hop in hops(head.headers) {
+        for hop in hops(head.headers, self.header).take(most) {
             if !self.trusts(client) {
                 break;
             }
@@ -74,24 +155,35 @@ impl ClientAddress {
         Some(client)
     }
 
+    /// The key of this address: that of all requests from its site.
+    pub fn key_of(&self, address: IpAddr) -> Key<'static> {
+        Key::Address(site(address, self.ipv6_prefix))
+    }
+
     fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted.iter().any(|network| network.contains(address))
+        match &self.trust {
+            Trust::Networks(networks) => networks.iter().any(|network| network.contains(address)),
+            Trust::Proxies(_) => true,
+        }
     }
 }
 
 impl ExtractKey for ClientAddress {
     fn key<'a>(&self, head: &RequestHead<'a>) -> Option<Key<'a>> {
-        self.find(head).map(Key::from)
+        self.find(head).map(|address| self.key_of(address))
     }
 }
 
-/// What one caller is given: an IPv4 address, or the first 64 bits of an IPv6 address.
-pub(super) fn site(address: IpAddr) -> IpAddr {
+/// The bits of an IPv6 address that one site has.
+pub(super) const SITE: u8 = 64;
+
+/// What one caller is given: an IPv4 address, or so many first bits of an IPv6 address.
+pub(super) fn site(address: IpAddr, bits: u8) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            Ipv6Addr::from(network).into()
+            let host = u128::MAX.checked_shr(bits.into()).unwrap_or(0);
+            Ipv6Addr::from(u128::from(address) & !host).into()
         }
     }
 }
@@ -118,8 +210,11 @@ fn peer_address(head: &RequestHead<'_>) -> Option<IpAddr> {
 }
 
 /// The hops that the headers name, nearest first; `None` for one that cannot be read.
-fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    let plain = headers.contains_key(&X_FORWARDED_FOR);
+fn hops(headers: &HeaderMap, header: Option<ForwardedBy>) -> impl Iterator<Item = Option<IpAddr>> {
+    let plain = match header {
+        Some(header) => header == ForwardedBy::XForwardedFor,
+        None => headers.contains_key(&X_FORWARDED_FOR),
+    };
     let name = if plain { X_FORWARDED_FOR } else { FORWARDED };
     let lines = headers.get_all(name).into_iter().rev();
     let entries = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
@@ -242,9 +337,14 @@ mod tests {
 
     fn find(trusted: &[&str], peer: &str, name: &str, values: &[&str]) -> Option<String> {
         let client = client_address(trusted.iter().map(|text| text.parse().unwrap()));
+        let headers: Vec<_> = values.iter().map(|value| (name, *value)).collect();
+        find_by(&client, peer, &headers)
+    }
+
+    fn find_by(client: &ClientAddress, peer: &str, headers: &[(&str, &str)]) -> Option<String> {
         let mut request = Request::builder();
-        for value in values {
-            request = request.header(name, *value);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let mut request = request.body(()).unwrap();
         let peer = SocketAddr::new(peer.parse().unwrap(), 999);
@@ -298,6 +398,88 @@ mod tests {
             let found = find(&trusted, "10.0.0.1", name, &values);
             assert_eq!(found.as_deref(), Some(client), "{values:?}");
         }
+    }
+
+    #[test]
+    fn behind_proxies_the_client_is_so_many_from_the_right_and_never_beyond() {
+        let list = "6.6.6.6, 1.1.1.1, 2.2.2.2";
+        for (proxies, values, client) in [
+            (0, vec![list], "9.9.9.9"),
+            (1, vec![list], "2.2.2.2"),
+            (2, vec![list], "1.1.1.1"),
+            (3, vec![list], "6.6.6.6"),
+            (4, vec![list], "6.6.6.6"),
+            (usize::MAX, vec![list], "6.6.6.6"),
+            (2, vec!["6.6.6.6, 1.1.1.1", "2.2.2.2"], "1.1.1.1"),
+            (2, vec![], "9.9.9.9"),
+            (2, vec!["6.6.6.6, unknown, 2.2.2.2"], "2.2.2.2"),
+            (3, vec!["6.6.6.6, unknown, 2.2.2.2"], "2.2.2.2"),
+            (2, vec!["6.6.6.6, , 2.2.2.2"], "2.2.2.2"),
+        ] {
+            let headers: Vec<_> = values.iter().map(|v| ("x-forwarded-for", *v)).collect();
+            let found = find_by(&client_address_behind(proxies), "9.9.9.9", &headers);
+            assert_eq!(found.as_deref(), Some(client), "{proxies} {values:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_a_quoted_text_are_no_hops_that_could_be_counted() {
+        // What the outer of two proxies writes for `Host: a, for=6.6.6.6, b`.
+        let forwarded = "for=1.1.1.1;host=\"a, for=6.6.6.6, b\", for=2.2.2.2";
+        for proxies in 2..6 {
+            let client = client_address_behind(proxies);
+            let found = find_by(&client, "9.9.9.9", &[("forwarded", forwarded)]);
+            assert_eq!(found.as_deref(), Some("2.2.2.2"), "{proxies}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_the_proxies_do_not_write_is_not_read() {
+        let headers = [
+            ("x-forwarded-for", "6.6.6.6"),
+            ("forwarded", "for=192.0.2.9"),
+        ];
+        let any = client_address(["10.0.0.0/8".parse().unwrap()]);
+        let (plain, standard) = (ForwardedBy::XForwardedFor, ForwardedBy::Forwarded);
+        for (client, headers, found) in [
+            (any.clone(), &headers[..], "6.6.6.6"),
+            (any.clone().header(plain), &headers[..], "6.6.6.6"),
+            (any.clone().header(standard), &headers[..], "192.0.2.9"),
+            (any.clone().header(standard), &headers[..1], "10.0.0.1"),
+            (any.header(plain), &headers[1..], "10.0.0.1"),
+            (
+                client_address_behind(1).header(standard),
+                &headers[..1],
+                "10.0.0.1",
+            ),
+        ] {
+            let address = find_by(&client, "10.0.0.1", headers);
+            assert_eq!(address.as_deref(), Some(found), "{client:?} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn so_many_bits_of_an_ipv6_address_and_all_of_an_ipv4_one_are_the_key() {
+        let same = |bits, a: &str, b: &str| {
+            let client = peer().ipv6_prefix(bits);
+            client.key_of(a.parse().unwrap()) == client.key_of(b.parse().unwrap())
+        };
+        for bits in 0..=128u8 {
+            let one: u128 = 0x2001_0db8_aaaa_5555_aaaa_5555_aaaa_5555;
+            let text = |number: u128| Ipv6Addr::from(number).to_string();
+            if let Some(last) = bits.checked_sub(1) {
+                let other = one ^ 1 << (127 - last);
+                assert!(!same(bits, &text(one), &text(other)), "{bits}");
+            }
+            if bits < 128 {
+                let other = one ^ 1 << (127 - bits);
+                assert!(same(bits, &text(one), &text(other)), "{bits}");
+            }
+            assert!(!same(bits, "192.0.2.1", "192.0.2.2"), "{bits}");
+        }
+        assert!(!same(255, "2001:db8::1", "2001:db8::2"));
+        let default: IpAddr = "2001:db8:1:2:3::4".parse().unwrap();
+        assert_eq!(peer().key_of(default), Key::from(default));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use palisade_core::{
     BoxError,
     gate::GateLayer,
     reject::{Reason, Rejected},
-    respond::{LayerExt, RespondLayer},
+    respond::{LayerExt, RespondLayer, answer},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -69,17 +69,116 @@ async fn a_grpc_client_gets_trailers_only() {
     assert_eq!(head.headers["grpc-retry-pushback-ms"], "1501");
     assert_eq!(body, "");
 
-    // google.rpc.Status { 8, message, [Any { type_url, RetryInfo { 1 s, 500 001 000 ns } }] }
+    // google.rpc.Status { 8, message, [Any { type_url, QuotaFailure { Violation { description, quota_id } } },
+    // Any { type_url, RetryInfo { 1 s, 500 001 000 ns } }] }
     let details = STANDARD_NO_PAD
         .decode(&head.headers["grpc-status-details-bin"])
         .unwrap();
-    let mut expected = b"\x08\x08\x12\x12over 100 % of \"a\"\n\x1a\x36".to_vec();
+    let mut expected = b"\x08\x08\x12\x12over 100 % of \"a\"\n".to_vec();
+    expected.extend(b"\x1a\x51\x0a\x2btype.googleapis.com/google.rpc.QuotaFailure");
+    expected.extend(b"\x12\x22\x0a\x20\x12\x12over 100 % of \"a\"\n\x2a\x0aper_\"user\"");
+    expected.extend(b"\x1a\x36");
     expected.extend(b"\x0a\x28type.googleapis.com/google.rpc.RetryInfo");
     expected.extend(b"\x12\x0a\x0a\x08\x08\x01\x10\xe8\xd1\xb5\xee\x01");
     assert_eq!(
         details.escape_ascii().to_string(),
         expected.escape_ascii().to_string()
     );
+}
+
+#[tokio::test]
+async fn every_reason_of_a_rate_limit_is_told_alike_in_all_three_languages() {
+    const TYPES: &str = "https://iana.org/assignments/http-problem-types#";
+
+    let delay = Some(Duration::from_secs(7));
+    // The reason, its delay, HTTP's and gRPC's status, the problem type, and whether a policy was violated.
+    for (reason, delay, http, grpc, kind, violated) in [
+        (Reason::RateLimited, delay, 429, "8", "quota-exceeded", true),
+        (Reason::RateLimited, None, 429, "8", "quota-exceeded", true),
+        (
+            Reason::QuotaExhausted,
+            delay,
+            429,
+            "8",
+            "quota-exceeded",
+            true,
+        ),
+        (Reason::CostExceedsQuota, None, 400, "3", "", true),
+        (
+            Reason::StoreUnavailable,
+            delay,
+            503,
+            "14",
+            "temporary-reduced-capacity",
+            false,
+        ),
+    ] {
+        let rejected = Rejected::new(reason, "no").violates("per_user".into());
+        let rejected = match delay {
+            Some(delay) => rejected.retry_after(delay),
+            None => rejected,
+        };
+        let answer = |path: &str, content: &str| {
+            let request = Request::builder().uri(path).header("content-type", content);
+            answer(&(&request.body(()).unwrap()).into(), &rejected)
+        };
+
+        let problem = answer("/", "application/json");
+        assert_eq!(problem.status(), http, "{reason:?}");
+        let retry_after = problem.headers().get("retry-after").cloned();
+        assert_eq!(retry_after.is_some(), delay.is_some(), "{reason:?}");
+        let body = problem.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8(body.into()).unwrap();
+        let kind = format!(r#""type":"{TYPES}{kind}""#);
+        assert_eq!(
+            body.contains(&kind),
+            reason != Reason::CostExceedsQuota,
+            "{body}"
+        );
+        let policies = r#""violated-policies":["per_user"]"#;
+        assert_eq!(body.contains(policies), violated, "{body}");
+
+        let openai = answer("/v1/models", "application/json");
+        assert_eq!(openai.status(), http, "{reason:?}");
+        assert_eq!(openai.headers().get("retry-after").cloned(), retry_after);
+
+        let trailers = answer("/", "application/grpc");
+        let headers = trailers.headers();
+        assert_eq!(headers["grpc-status"], grpc, "{reason:?}");
+        let details = headers.get("grpc-status-details-bin");
+        let details = details.map(|details| STANDARD_NO_PAD.decode(details).unwrap());
+        let details = details.unwrap_or_default();
+        let has = |text: &str| {
+            details
+                .windows(text.len())
+                .any(|part| part == text.as_bytes())
+        };
+        assert_eq!(has("google.rpc.RetryInfo"), delay.is_some(), "{reason:?}");
+        assert_eq!(has("google.rpc.QuotaFailure"), violated, "{reason:?}");
+        assert_eq!(has("per_user"), violated, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_delay_is_not_told_to_a_grpc_client_that_should_not_come_again() {
+    let mut rejected = Rejected::new(Reason::RateLimited, "no").retry_after(Duration::from_secs(7));
+    rejected.give_up();
+    let request = Request::builder().header("content-type", "application/grpc");
+    let answer = answer(&(&request.body(()).unwrap()).into(), &rejected);
+    assert_eq!(answer.headers()["grpc-retry-pushback-ms"], "-1");
+    assert!(!answer.headers().contains_key("grpc-status-details-bin"));
+}
+
+#[tokio::test]
+async fn a_delay_for_ever_is_a_duration_that_protobuf_knows() {
+    let rejected = Rejected::new(Reason::RateLimited, "no").retry_after(Duration::MAX);
+    let request = Request::builder().header("content-type", "application/grpc");
+    let answer = answer(&(&request.body(()).unwrap()).into(), &rejected);
+    let details = &answer.headers()["grpc-status-details-bin"];
+    let details = STANDARD_NO_PAD.decode(details).unwrap();
+    // 315 576 000 000 s, 999 999 999 ns.
+    let duration = b"\x08\x80\xbc\xae\xce\x97\x09\x10\xff\x93\xeb\xdc\x03";
+    assert!(details.ends_with(duration), "{}", details.escape_ascii());
 }
 
 #[tokio::test]

@@ -41,11 +41,7 @@ fn threads_that_cross_the_edges_of_buckets_at_their_own_pace_lose_no_count() {
                             panic!("lets all through");
                         };
                         guard.first_data(at);
-                        let end = End {
-                            verdict: Verdict::Success,
-                            usage: None,
-                            age: Duration::ZERO,
-                        };
+                        let end = End::new(Verdict::Success);
                         guard.finish(&end, at + Duration::from_millis(worker));
                     }
                 })
