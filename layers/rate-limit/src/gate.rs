@@ -1,22 +1,24 @@
 //! The gate, and what one request took.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use palisade_core::{
-    classify::Verdict,
     gate::{Admit, Gate},
     head::RequestHead,
     key::ExtractKey,
+    reject::Rejected,
     settle::{End, Settle},
     time,
 };
 use tokio::time::Instant;
 
+#[cfg(any(test, feature = "redis"))]
+use crate::central::Central;
 use crate::{
     handle::Handle,
     headers::Headers,
-    limits::{Config, Limits, Taken},
+    limits::{Config, Limits, Order},
     meter::Meter,
     quota::Quota,
     rule::{Rule, RuleError},
@@ -79,6 +81,32 @@ impl RateLimit {
         self.renew(|config| config.name = name.as_ref().into())
     }
 
+    /// Lets requests that are over their quota wait, for at most this long and no longer than their
+    /// [`Deadline`](palisade_core::deadline::Deadline), and at most `requests` at a time. They move on in the order
+    /// they came; who would wait longer is refused at once, and who leaves has taken nothing.
+    #[must_use]
+    pub fn wait_up_to(self, longest: Duration, requests: usize) -> Self {
+        self.renew(|config| config.pacing = Some((longest, requests)))
+    }
+
+    /// Counts in a store that other processes share, except for rules that are [local](Rule::local).
+    ///
+    /// # Errors
+    ///
+    /// If a window is not a whole number of microseconds.
+    #[cfg(feature = "redis")]
+    pub fn store(self, store: &crate::redis::RedisStore) -> Result<Self, RuleError> {
+        self.central(Arc::new(store.clone()))
+    }
+
+    #[cfg(any(test, feature = "redis"))]
+    pub(crate) fn central(self, central: Arc<dyn Central>) -> Result<Self, RuleError> {
+        let mut config = self.limits.config();
+        config.central = Some(central);
+        let limits = Arc::new(Limits::new(config, time::now())?);
+        Ok(Self { limits })
+    }
+
     /// Looks at the counts and resets them, while requests come in.
     pub fn handle(&self) -> Handle {
         Handle::new(self.limits.clone())
@@ -89,6 +117,8 @@ impl RateLimit {
             rules: rules.into_iter().collect(),
             headers: Headers::default(),
             name: "rate_limit".into(),
+            pacing: None,
+            central: None,
         };
         let limits = Arc::new(Limits::new(config, time::now())?);
         Ok(Self { limits })
@@ -109,12 +139,7 @@ impl Gate for RateLimit {
 
     #[inline]
     fn admit(&self, head: &RequestHead<'_>, now: Instant) -> Admit<Reservation> {
-        let mut taken = Taken::default();
-        if let Err(rejected) = self.limits.take(head, now, &mut taken) {
-            return Admit::Now(Err(rejected));
-        }
-        let limits = self.limits.needed_by_guards().then(|| self.limits.clone());
-        Admit::Now(Ok(Reservation { limits, taken }))
+        self.limits.admit(head, now)
     }
 }
 
@@ -125,30 +150,102 @@ impl fmt::Debug for RateLimit {
     }
 }
 
-/// What one request took. One that was never worked on gives it back to windows; a bucket keeps it.
+/// What one request took, until it has ended. Dropped without a verdict, it keeps all but places in flight.
 pub struct Reservation {
     /// `None` if there is nothing to say and nothing to give back.
     limits: Option<Arc<Limits>>,
-    taken: Taken,
+    order: Order,
+    /// Not before all rules have said yes: dropped until then, it gives all back.
+    decided: bool,
+}
+
+impl Reservation {
+    /// Of nothing, yet.
+    #[inline]
+    pub(crate) fn empty() -> Self {
+        Self::new(None, Order::default())
+    }
+
+    /// Hears of its end from now on, if somebody has to.
+    #[inline]
+    pub(crate) fn keep(&mut self, limits: Option<Arc<Limits>>) {
+        self.limits = limits;
+    }
+
+    #[inline]
+    pub(crate) fn new(limits: Option<Arc<Limits>>, order: Order) -> Self {
+        Self {
+            limits,
+            order,
+            decided: true,
+        }
+    }
+
+    /// Holds what was taken so far while the rest is asked for.
+    pub(crate) fn held(limits: Arc<Limits>, order: Order) -> Self {
+        Self {
+            limits: Some(limits),
+            order,
+            decided: false,
+        }
+    }
+
+    pub(crate) fn decided(mut self) -> Self {
+        self.decided = true;
+        self
+    }
+
+    #[inline]
+    pub(crate) fn order(&mut self) -> &mut Order {
+        &mut self.order
+    }
+
+    /// Gives back what is held, and keeps what is known of the request.
+    pub(crate) fn give_back(mut self) -> Order {
+        if let Some(limits) = self.limits.take() {
+            limits.cancel_here(&self.order);
+        }
+        mem::take(&mut self.order)
+    }
 }
 
 impl Settle for Reservation {
     const DECORATES: bool = true;
+    const FOLLOWS: bool = true;
 
     fn decorate(&mut self, headers: &mut HeaderMap) {
         if let Some(limits) = &self.limits
             && limits.headers == Headers::Standard
         {
-            limits.decorate(&self.taken, headers, time::now());
+            limits.write(&self.order, None, headers, time::now());
         }
     }
 
     #[inline]
-    fn settle(&mut self, end: &End, _: Instant) {
-        if matches!(end.verdict, Verdict::Refused(_) | Verdict::Unsent)
-            && let Some(limits) = &self.limits
-        {
-            limits.give_back(&self.taken);
+    fn progress(&mut self, streamed: u64, now: Instant) -> Result<(), Rejected> {
+        match &self.limits {
+            Some(limits) => limits.progress(&mut self.order, streamed, now),
+            None => Ok(()),
+        }
+    }
+
+    #[inline]
+    fn settle(&mut self, end: &End, now: Instant) {
+        if let Some(limits) = &self.limits {
+            limits.settle(&mut self.order, end, now);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(limits) = &self.limits {
+            if self.decided {
+                limits.end(&self.order);
+            } else {
+                limits.cancel(&self.order);
+            }
         }
     }
 }

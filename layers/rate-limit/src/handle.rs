@@ -2,11 +2,15 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use palisade_core::{head::RequestHead, key::Key, time};
+use http::HeaderMap;
+use palisade_core::{head::RequestHead, key::Key, reject::Rejected, time};
 
 use crate::{
+    error::StoreError,
     limits::{Limit, Limits},
-    rule::{Rule, Strategy},
+    pace::Pacer,
+    quota::Quota,
+    rule::{Mode, Rule, RuleError, Strategy},
     store::Payer,
 };
 
@@ -49,7 +53,8 @@ impl Handle {
         self.limits.peek(head, time::now())
     }
 
-    /// Gives this key all of its quota again, by one rule or by all that have keys: how many held it.
+    /// Gives this key all of its quota again, by one rule or by all that have keys: how many held it. Places in flight
+    /// stay taken, as the requests that hold them are there.
     pub fn reset(&self, rule: Option<&str>, key: &Key<'_>) -> usize {
         let named = |limit: &&Limit| rule.is_none_or(|rule| *limit.rule.name == *rule);
         let keyed = self
@@ -69,6 +74,105 @@ impl Handle {
         limit.is_some_and(|limit| self.limits.forget(limit, Payer::SHARED))
     }
 
+    /// As [`peek`](Self::peek), by what all processes together have used if the rule is counted in a store: there
+    /// `peek` only knows what was used without it.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be asked.
+    pub async fn peek_store(&self, rule: &str, key: &Key<'_>) -> Result<Option<State>, StoreError> {
+        match self.find(rule) {
+            Some(limit) => self.limits.peek_store(limit, key).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`reset`](Self::reset), also in the store. Other processes hear of it within a second. Dropped before its
+    /// end, it may have reset some rules.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be asked; what this process counts is reset all the same.
+    pub async fn reset_store(
+        &self,
+        rule: Option<&str>,
+        key: &Key<'_>,
+    ) -> Result<usize, StoreError> {
+        let (mut many, mut failed) = (0, None);
+        for limit in &self.limits.limits {
+            let is_meant = rule.is_none_or(|rule| *limit.rule.name == *rule);
+            if !is_meant || limit.rule.key.is_none() {
+                continue;
+            }
+            match self.limits.forget_store(limit, Some(key)).await {
+                Ok(held) => many += usize::from(held),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(many), Err)
+    }
+
+    /// As [`reset_shared`](Self::reset_shared), also in the store.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be asked; what this process counts is reset all the same.
+    pub async fn reset_shared_store(&self, rule: &str) -> Result<bool, StoreError> {
+        match self.find(rule) {
+            Some(limit) => self.limits.forget_store(limit, None).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Counts a rule to another quota from now on: what was used is kept. Of several processes, each has to be told.
+    ///
+    /// A bucket stays as long from full as it was, at most as long as the new one takes; windows of the same length
+    /// keep what was used, and other windows take it over as used now.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such rule, it is adaptive, or the quota cannot be kept; then nothing has changed.
+    pub fn update(&self, rule: &str, quota: Quota) -> Result<(), RuleError> {
+        self.limits.update(self.named(rule)?, None, quota)
+    }
+
+    /// As [`update`](Self::update), for the keys of a tier.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such rule or tier, or the quota cannot be kept; then nothing has changed.
+    pub fn update_tier(&self, rule: &str, tier: &str, quota: Quota) -> Result<(), RuleError> {
+        self.limits.update(self.named(rule)?, Some(tier), quota)
+    }
+
+    /// Enforces a rule from now on, or only counts what it would refuse.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such rule.
+    pub fn set_mode(&self, rule: &str, mode: Mode) -> Result<(), RuleError> {
+        let limit = self.named(rule)?;
+        limit.set_mode(mode);
+        self.limits.stir_all(limit);
+        Ok(())
+    }
+
+    /// Refuses a request that a rule of this process has nothing left for, and that would not wait. Takes nothing: for
+    /// who wants to know before the body of a request is read, and takes afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the request would meet.
+    pub fn preview(&self, head: &RequestHead<'_>) -> Result<(), Rejected> {
+        self.limits.preview(head, time::now())
+    }
+
+    /// Adds the headers that an answer to such a request would have now, by what this process knows. Takes nothing: for
+    /// answers to requests that never come to the limit.
+    pub fn describe(&self, head: &RequestHead<'_>, headers: &mut HeaderMap) {
+        self.limits.describe(head, headers, time::now());
+    }
+
     /// The rules, in their order.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.limits.limits.iter().map(|limit| &limit.rule)
@@ -77,19 +181,31 @@ impl Handle {
     /// What the rules hold and have done. Locks one shard after the other, so the sums are those of no one instant.
     pub fn snapshot(&self) -> Snapshot {
         let rules = self.limits.limits.iter().map(|limit| {
-            let totals = limit.store.totals();
+            let totals = limit.totals();
             RuleSnapshot {
                 rule: limit.rule.name.clone(),
-                keys: limit.store.held(),
+                keys: limit.held(),
                 capacity: limit.store.capacity(),
-                bytes: limit.store.bytes(),
+                bytes: limit.bytes(),
                 admitted: totals.admitted,
                 refused: totals.refused,
+                shadowed: limit.times_shadowed(),
+                mode: match limit.is_shadow() {
+                    true => Mode::Shadow,
+                    false => Mode::Enforce,
+                },
+                quota: limit.quota(0),
             }
         });
         Snapshot {
             rules: rules.collect(),
+            waiting: self.limits.pacer.as_ref().map_or(0, Pacer::waiting),
         }
+    }
+
+    fn named(&self, rule: &str) -> Result<&Limit, RuleError> {
+        self.find(rule)
+            .ok_or_else(|| RuleError::NoSuchRule(rule.into()))
     }
 
     fn find(&self, rule: &str) -> Option<&Limit> {
@@ -132,6 +248,8 @@ pub struct State {
 pub struct Snapshot {
     /// By rule, in their order.
     pub rules: Vec<RuleSnapshot>,
+    /// Requests that wait for their quota.
+    pub waiting: usize,
 }
 
 /// What a rule holds and has done.
@@ -150,4 +268,10 @@ pub struct RuleSnapshot {
     pub admitted: u64,
     /// Requests that it had no room for.
     pub refused: u64,
+    /// Requests that it had no room for and let through, in shadow mode.
+    pub shadowed: u64,
+    /// Whether it is enforced now.
+    pub mode: Mode,
+    /// The quota as it is now, of who is in no tier.
+    pub quota: Quota,
 }

@@ -1,13 +1,15 @@
 //! What callers are told about their quotas: the one place that knows the names and the syntax of
 //! `draft-ietf-httpapi-ratelimit-headers-11`.
 
-use std::{cmp::Reverse, fmt, time::Duration};
+use std::{cmp::Reverse, fmt, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
     limits::Limit,
     meter::Standing,
+    quota::Quota,
     rule::{Rule, Strategy},
 };
 
@@ -29,32 +31,51 @@ pub enum Headers {
 /// Writes the headers of one set of rules.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    policy: Option<HeaderValue>,
+    /// For who is in no tier.
+    policy: ArcSwapOption<HeaderValue>,
 }
 
 impl Writer {
     pub(crate) fn new(limits: &[Limit]) -> Self {
-        let policy = (!limits.is_empty()).then(|| text(|to| write_policy(to, limits)));
+        let writer = Self {
+            policy: ArcSwapOption::empty(),
+        };
+        writer.renew(limits);
+        writer
+    }
+
+    /// Says other quotas from now on.
+    pub(crate) fn renew(&self, limits: &[Limit]) {
+        let policy = (!limits.is_empty())
+            .then(|| text(|to| write_policy(to, limits, &|limit| limit.quota(0))));
         // The first clone of a value allocates what all clones share.
         let policy = policy.inspect(|policy| drop(policy.clone()));
-        Self { policy }
+        self.policy.store(policy.map(Arc::new));
     }
 
     pub(crate) fn write_policy(&self, headers: &mut HeaderMap) {
-        if let Some(policy) = &self.policy {
+        if let Some(policy) = &*self.policy.load() {
             // Beside what a limit further in has said: both fields are lists.
-            headers.append(POLICY, policy.clone());
+            headers.append(POLICY, HeaderValue::clone(policy));
         }
     }
 
-    /// `delay` is what a refusal names: no effective window may end later.
+    /// `quota` tells those of a request that is in a tier. `delay` is what a refusal names: no effective window may
+    /// end later.
     pub(crate) fn write<'a>(
         &self,
-        applying: impl Iterator<Item = (&'a Limit, Standing)>,
+        limits: &[Limit],
+        applying: impl Iterator<Item = (&'a Limit, Quota, Standing)>,
+        quota: Option<&dyn Fn(&Limit) -> Quota>,
         delay: Option<Duration>,
         headers: &mut HeaderMap,
     ) {
-        self.write_policy(headers);
+        match quota {
+            None => self.write_policy(headers),
+            Some(quota) => {
+                headers.append(POLICY, text(|to| write_policy(to, limits, quota)));
+            }
+        }
         let mut standings = [None; Rule::MOST];
         let mut many = 0;
         for (place, standing) in standings.iter_mut().zip(applying) {
@@ -63,8 +84,9 @@ impl Writer {
         }
         let standings = &mut standings[..many];
         // So few are sorted where they are.
-        standings
-            .sort_by_key(|standing| standing.map(|(limit, standing)| strain(limit, &standing)));
+        standings.sort_by_key(|standing| {
+            standing.map(|(limit, quota, standing)| strain(limit, quota, &standing))
+        });
         if many > 0 {
             headers.append(LIMIT, text(|to| write_standings(to, standings, delay)));
         }
@@ -72,25 +94,37 @@ impl Writer {
 }
 
 /// The longest wait first, then the smallest share that is left.
-fn strain(limit: &Limit, standing: &Standing) -> (Reverse<u64>, u128) {
+fn strain(limit: &Limit, quota: Quota, standing: &Standing) -> (Reverse<u64>, u128) {
     let left = u128::from(standing.remaining) << 64;
     (
         Reverse(standing.retry_after),
-        left / u128::from(limit.holds().max(1)),
+        left / u128::from(limit.held_by(quota).max(1)),
     )
 }
 
-fn write_policy(to: &mut dyn fmt::Write, limits: &[Limit]) -> fmt::Result {
+fn write_policy(
+    to: &mut dyn fmt::Write,
+    limits: &[Limit],
+    quota: &dyn Fn(&Limit) -> Quota,
+) -> fmt::Result {
     for (index, limit) in limits.iter().enumerate() {
-        let Rule { name, quota, .. } = &limit.rule;
+        let (name, quota) = (&limit.rule.name, quota(limit));
         separate(to, index)?;
         write!(to, "\"{name}\";q={}", quota.limit())?;
+        if limit.rule.strategy == Strategy::InFlight {
+            to.write_str(";qu=\"concurrent-requests\"")?;
+            continue;
+        }
         // The field knows whole seconds only.
         if quota.window().subsec_nanos() == 0 {
             write!(to, ";w={}", quota.window().as_secs())?;
         }
-        if limit.rule.strategy == Strategy::TokenBucket && limit.holds() != quota.limit() {
-            write!(to, ";palisade-burst={}", limit.holds())?;
+        if let Some(unit) = limit.rule.unit.name() {
+            write!(to, ";palisade-unit=\"{unit}\"")?;
+        }
+        let holds = limit.held_by(quota);
+        if limit.rule.strategy == Strategy::TokenBucket && holds != quota.limit() {
+            write!(to, ";palisade-burst={holds}")?;
         }
     }
     Ok(())
@@ -98,21 +132,22 @@ fn write_policy(to: &mut dyn fmt::Write, limits: &[Limit]) -> fmt::Result {
 
 fn write_standings(
     to: &mut dyn fmt::Write,
-    standings: &[Option<(&Limit, Standing)>],
+    standings: &[Option<(&Limit, Quota, Standing)>],
     delay: Option<Duration>,
 ) -> fmt::Result {
-    for (index, (limit, standing)) in standings.iter().flatten().enumerate() {
+    for (index, (limit, quota, standing)) in standings.iter().flatten().enumerate() {
         separate(to, index)?;
-        let mut window = effective_window(limit, standing);
+        write!(to, "\"{}\";r={}", limit.rule.name, standing.remaining)?;
+        // Places come back when others end, which nobody knows.
+        if limit.rule.strategy == Strategy::InFlight {
+            continue;
+        }
+        let mut window = effective_window(limit, *quota, standing);
         if let Some(delay) = delay {
             window = window.min(delay);
         }
         let seconds = window.as_secs() + u64::from(window.subsec_nanos() > 0);
-        write!(
-            to,
-            "\"{}\";r={};t={seconds}",
-            limit.rule.name, standing.remaining
-        )?;
+        write!(to, ";t={seconds}")?;
     }
     Ok(())
 }
@@ -122,19 +157,16 @@ fn write_standings(
 /// A client divides the one by the other, so that a whole quota with a second left of its window would invite all of
 /// it into that second: the share of the window that belongs to what remains is the least. A fixed window gives no
 /// more before it ends.
-fn effective_window(limit: &Limit, standing: &Standing) -> Duration {
-    let Rule {
-        quota, strategy, ..
-    } = &limit.rule;
+fn effective_window(limit: &Limit, quota: Quota, standing: &Standing) -> Duration {
     let nanos = match standing.remaining {
         0 => standing.retry_after,
         remaining => {
             let paced = u128::from(remaining) * u128::from(quota.nanos())
                 / u128::from(quota.limit().max(1));
             let paced = u64::try_from(paced).unwrap_or(u64::MAX);
-            match strategy {
+            match limit.rule.strategy {
                 Strategy::FixedWindow => paced.max(standing.reset_after),
-                Strategy::TokenBucket | Strategy::SlidingWindow => paced,
+                _ => paced,
             }
         }
     };

@@ -1,5 +1,7 @@
 //! The layer.
 
+use std::time::Duration;
+
 use palisade_core::{
     classify::{Classify, Http},
     gate::{GateLayer, Gated},
@@ -83,6 +85,26 @@ impl<C: Classify> RateLimitLayer<C> {
             limit: self.limit,
             classify,
         }
+    }
+
+    /// Lets requests that are over their quota wait, for at most this long and no longer than their
+    /// [`Deadline`](palisade_core::deadline::Deadline), and at most `requests` at a time. They move on in the order
+    /// they came; who would wait longer is refused at once, and who leaves has taken nothing.
+    #[must_use]
+    pub fn wait_up_to(mut self, longest: Duration, requests: usize) -> Self {
+        self.limit = self.limit.wait_up_to(longest, requests);
+        self
+    }
+
+    /// Counts in a store that other processes share, except for rules that are [local](Rule::local).
+    ///
+    /// # Errors
+    ///
+    /// If a window is not a whole number of microseconds.
+    #[cfg(feature = "redis")]
+    pub fn store(mut self, store: &crate::redis::RedisStore) -> Result<Self, RuleError> {
+        self.limit = self.limit.store(store)?;
+        Ok(self)
     }
 
     /// Looks at the counts and resets them, while requests come in.

@@ -9,6 +9,7 @@ use palisade_core::reject::Reason;
 
 #[cfg(feature = "metrics")]
 use self::on::Handles;
+use crate::rule::OnStoreError;
 
 /// Reports the decisions of one rule.
 #[derive(Debug)]
@@ -33,6 +34,12 @@ impl Metrics {
 
     #[inline]
     pub(crate) fn refused(&self, _: Reason) {}
+
+    pub(crate) fn shadowed(&self) {}
+
+    pub(crate) fn fell_back(&self, _: OnStoreError) {}
+
+    pub(crate) fn leased(&self, _: u64) {}
 }
 
 #[cfg(feature = "metrics")]
@@ -58,8 +65,31 @@ impl Metrics {
         match reason {
             Reason::QuotaExhausted => handles.quota_exhausted.increment(1),
             Reason::CostExceedsQuota => handles.cost_exceeds_quota.increment(1),
+            Reason::StoreUnavailable => handles.store_unavailable.increment(1),
             _ => handles.rate_limited.increment(1),
         }
+    }
+
+    /// A request was let through that the rule had no room for.
+    pub(crate) fn shadowed(&self) {
+        self.handles().shadowed.increment(1);
+    }
+
+    /// A request was decided without the store.
+    pub(crate) fn fell_back(&self, policy: OnStoreError) {
+        let handles = self.handles();
+        match policy {
+            OnStoreError::LocalShare => handles.local_share.increment(1),
+            OnStoreError::Allow => handles.allowed.increment(1),
+            OnStoreError::Deny => handles.denied.increment(1),
+        }
+    }
+
+    /// A lease was asked for and got so many.
+    pub(crate) fn leased(&self, granted: u64) {
+        let handles = self.handles();
+        handles.leases.increment(1);
+        handles.leased.increment(granted);
     }
 
     fn handles(&self) -> &Handles {
@@ -75,8 +105,14 @@ mod on {
     use metrics::{Counter, Gauge, Label, counter, gauge};
     use palisade_core::reject::Reason;
 
+    use crate::rule::OnStoreError;
+
     const ADMITTED: &str = "palisade_rate_limit_admitted_total";
     const REFUSED: &str = "palisade_rate_limit_refused_total";
+    const SHADOWED: &str = "palisade_rate_limit_shadowed_total";
+    const FALLBACK: &str = "palisade_rate_limit_fallback_total";
+    const LEASES: &str = "palisade_rate_limit_leases_total";
+    const LEASED: &str = "palisade_rate_limit_leased_total";
     const KEYS: &str = "palisade_rate_limit_keys";
 
     pub(super) struct Handles {
@@ -84,6 +120,13 @@ mod on {
         pub(super) rate_limited: Counter,
         pub(super) quota_exhausted: Counter,
         pub(super) cost_exceeds_quota: Counter,
+        pub(super) store_unavailable: Counter,
+        pub(super) shadowed: Counter,
+        pub(super) local_share: Counter,
+        pub(super) allowed: Counter,
+        pub(super) denied: Counter,
+        pub(super) leases: Counter,
+        pub(super) leased: Counter,
         pub(super) keys: Gauge,
     }
 
@@ -98,11 +141,23 @@ mod on {
                 labels.push(Label::new("reason", reason.name()));
                 counter!(REFUSED, labels)
             };
+            let fallback = |policy: OnStoreError| {
+                let mut labels = labels();
+                labels.push(Label::new("policy", policy.name()));
+                counter!(FALLBACK, labels)
+            };
             Self {
                 admitted: counter!(ADMITTED, labels()),
                 rate_limited: refused(Reason::RateLimited),
                 quota_exhausted: refused(Reason::QuotaExhausted),
                 cost_exceeds_quota: refused(Reason::CostExceedsQuota),
+                store_unavailable: refused(Reason::StoreUnavailable),
+                shadowed: counter!(SHADOWED, labels()),
+                local_share: fallback(OnStoreError::LocalShare),
+                allowed: fallback(OnStoreError::Allow),
+                denied: fallback(OnStoreError::Deny),
+                leases: counter!(LEASES, labels()),
+                leased: counter!(LEASED, labels()),
                 keys: gauge!(KEYS, labels()),
             }
         }

@@ -113,6 +113,24 @@ impl Quota {
         self.burst
     }
 
+    /// A share of it, at least one.
+    pub(crate) fn divided_by(self, by: u64) -> Self {
+        let share = |whole: u64| match whole {
+            0 => 0,
+            whole => (whole / by.max(1)).max(1),
+        };
+        Self {
+            limit: share(self.limit),
+            window: self.window,
+            burst: self.burst.map(share),
+        }
+    }
+
+    pub(crate) fn with_limit(mut self, limit: u64) -> Self {
+        self.limit = limit;
+        self
+    }
+
     pub(crate) fn limited_to(mut self, most: u64) -> Self {
         self.limit = self.limit.min(most);
         self
@@ -133,6 +151,10 @@ pub enum QuotaError {
     LargeBurst,
     /// The strategy knows no burst: only a token bucket does.
     NoBurst,
+    /// A sliding log remembers no more than 10 000.
+    LargeLog,
+    /// The window is not a whole number of microseconds, which is what a shared store counts in.
+    OddWindow,
 }
 
 impl fmt::Display for QuotaError {
@@ -145,6 +167,10 @@ impl fmt::Display for QuotaError {
                 "a burst is above 4294967295 or takes more than 104 days to come back"
             }
             Self::NoBurst => "only a token bucket has a burst",
+            Self::LargeLog => "a sliding log remembers at most 10000 requests",
+            Self::OddWindow => {
+                "a store counts in microseconds, and the window is not a whole number of them"
+            }
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Counts in windows that all keys turn together.
 
-use super::{Count, Full, Standing};
+use super::{Full, Next, Standing, corrected, is_late};
 
 #[derive(Debug)]
 pub(crate) struct FixedWindow {
@@ -9,44 +9,55 @@ pub(crate) struct FixedWindow {
 }
 
 impl FixedWindow {
-    /// The count in the window of `now`. One who comes late with an earlier time finds the window of the others.
+    /// The count in the window of `now`, or in that of others for one who comes late.
     #[inline]
-    pub(super) fn turn(&self, count: &Count, now: u64) -> Count {
+    pub(super) fn turn(&self, count: Next, now: u64) -> Next {
         let at = now / self.window;
-        if at <= count.at {
-            return *count;
+        if at == count.at || at < count.at && is_late(count.at * self.window, now, self.window) {
+            return count;
         }
-        Count {
+        Next {
             at,
-            ..Count::default()
+            ..Next::default()
         }
     }
 
     #[inline]
-    pub(super) fn take(&self, count: &Count, cost: u64, now: u64) -> Result<Count, Full> {
+    pub(super) fn take(&self, count: Next, cost: u64, now: u64) -> Result<Next, Full> {
         if cost > self.limit {
             return Err(Full::Forever);
         }
         let mut count = self.turn(count, now);
         if count.used + cost > self.limit {
-            return Err(Full::For(self.ends(&count) - now));
+            return Err(Full::For(self.ends(count) - now));
         }
         count.used += cost;
         Ok(count)
     }
 
-    /// Nothing, once the window has turned.
-    pub(super) fn give_back(&self, count: &Count, cost: u64, taken_at: u64) -> Count {
-        let mut count = *count;
-        if taken_at / self.window == count.at {
-            count.used = count.used.saturating_sub(cost);
+    /// Only while the window has not turned: what was used in the one before no longer counts, and who uses more than
+    /// was reserved would get it for nothing.
+    pub(super) fn settle(
+        &self,
+        count: &mut Next,
+        reserved: u64,
+        used: u64,
+        taken_at: u64,
+        now: u64,
+    ) {
+        *count = self.turn(*count, now);
+        if taken_at / self.window >= count.at || used > reserved {
+            count.used = corrected(count.used, reserved, used);
         }
-        count
     }
 
-    pub(super) fn standing(&self, count: &Count, now: u64) -> Standing {
+    pub(super) fn is_idle(&self, count: Next, now: u64) -> bool {
+        count.used == 0 || now / self.window > count.at
+    }
+
+    pub(super) fn standing(&self, count: Next, now: u64) -> Standing {
         let count = self.turn(count, now);
-        let left = self.ends(&count) - now;
+        let left = self.ends(count) - now;
         let remaining = self.limit.saturating_sub(count.used);
         Standing {
             remaining,
@@ -55,7 +66,7 @@ impl FixedWindow {
         }
     }
 
-    fn ends(&self, count: &Count) -> u64 {
+    fn ends(&self, count: Next) -> u64 {
         (count.at + 1) * self.window
     }
 }

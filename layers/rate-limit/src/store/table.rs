@@ -15,7 +15,7 @@ pub(super) struct Table {
     cursor: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seat {
     /// Zero when it is free.
     hash: u64,
@@ -64,16 +64,16 @@ impl Table {
         let (mut free, mut index) = (index, index);
         loop {
             index = self.next(index);
-            let seat = self.seats[index];
-            if seat.hash == 0 {
+            let hash = self.seats[index].hash;
+            if hash == 0 {
                 break;
             }
             // What is at home after the free seat must stay behind it.
             let mask = self.seats.len() - 1;
-            let from_home = index.wrapping_sub(self.home(seat.hash)) & mask;
+            let from_home = index.wrapping_sub(self.home(hash)) & mask;
             let from_free = index.wrapping_sub(free) & mask;
             if from_home >= from_free {
-                self.seats[free] = seat;
+                self.seats.swap(free, index);
                 free = index;
             }
         }
@@ -82,11 +82,11 @@ impl Table {
     }
 
     /// Looks at the next few seats and frees those that are idle: how many. Shrinks when few are left.
-    pub(super) fn sweep(&mut self, look: usize, idle: impl Fn(&Count) -> bool) -> usize {
+    pub(super) fn sweep(&mut self, look: usize, idle: impl Fn(u64, &Count) -> bool) -> usize {
         let before = self.taken;
         for _ in 0..look.min(self.seats.len()) {
-            let Seat { hash, count } = self.seats[self.cursor];
-            if hash != 0 && idle(&count) {
+            let Seat { hash, count } = &self.seats[self.cursor];
+            if *hash != 0 && idle(*hash, count) {
                 // Another may have moved here.
                 self.remove(self.cursor);
             } else {
@@ -99,12 +99,20 @@ impl Table {
         before - self.taken
     }
 
+    /// All that are held, to be changed.
+    pub(super) fn counts(&mut self) -> impl Iterator<Item = (u64, &mut Count)> {
+        let seats = self.seats.iter_mut().filter(|seat| seat.hash != 0);
+        seats.map(|seat| (seat.hash, &mut seat.count))
+    }
+
+    /// Of all seats and of what they own.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.seats)
+        let owned = self.seats.iter().map(|seat| seat.count.owned_bytes());
+        size_of_val(&*self.seats) + owned.sum::<usize>()
     }
 
     fn resize(&mut self, seats: usize) {
-        let seats = vec![Seat::default(); seats].into_boxed_slice();
+        let seats: Box<[Seat]> = (0..seats).map(|_| Seat::default()).collect();
         let old = std::mem::replace(&mut self.seats, seats);
         self.cursor = 0;
         for seat in old {
@@ -187,7 +195,7 @@ mod tests {
                     Step::Sweep => {
                         // A walk over all of it, and once more for what moved.
                         let all = 2 * table.seats.len();
-                        let gone = (0..2).map(|_| table.sweep(all, |count| *count < counted(used / 2))).sum::<usize>();
+                        let gone = (0..2).map(|_| table.sweep(all, |_, count| *count < counted(used / 2))).sum::<usize>();
                         let before = map.len();
                         map.retain(|_, at| *at >= used / 2);
                         prop_assert_eq!(gone, before - map.len());
@@ -196,7 +204,7 @@ mod tests {
                 prop_assert_eq!(table.taken, map.len());
                 for (&hash, &used) in &map {
                     let index = table.find(hash).expect("it is in the map");
-                    prop_assert_eq!(*table.count(index), counted(used));
+                    prop_assert_eq!(table.count(index), &counted(used));
                 }
             }
         }
@@ -211,12 +219,12 @@ mod tests {
         let full = table.bytes();
         let mut looked = 0;
         while table.taken > 0 {
-            table.sweep(8, |_| true);
+            table.sweep(8, |_, _| true);
             looked += 8;
         }
         // Smaller by half each time, the last time from the fewest that it ever has.
         (0..20).for_each(|_| {
-            table.sweep(8, |_| true);
+            table.sweep(8, |_, _| true);
         });
         assert_eq!(table.bytes(), FEWEST * size_of::<Seat>());
         assert!(looked < 2 * full / size_of::<Seat>(), "{looked}");

@@ -13,11 +13,7 @@ use tokio::time::advance;
 use crate::{STRATEGIES, admit, from, per_user};
 
 fn unsent() -> End {
-    End {
-        verdict: Verdict::Unsent,
-        usage: None,
-        age: Duration::ZERO,
-    }
+    End::new(Verdict::Unsent)
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,11 +171,7 @@ fn a_key_without_a_seat_is_told_of_the_quota_that_it_shares() {
         let mut headers = HeaderMap::new();
         let mut guard = admit(&limit, &from(user), now()).unwrap();
         guard.decorate(&mut headers);
-        let end = End {
-            verdict: Verdict::Success,
-            usage: None,
-            age: Duration::ZERO,
-        };
+        let end = End::new(Verdict::Success);
         guard.finish(&end, now());
         fields(&headers, "ratelimit")
             .join("")

@@ -315,17 +315,23 @@ async fn a_key_that_panics_wedges_nothing() {
 fn errors_say_in_one_line_which_rule_it_was() {
     let rule: Arc<str> = "per_user".into();
     let retry_after = Duration::from_millis(1500);
-    let errors: [Box<dyn Error>; 2] = [
-        Box::new(RateLimited {
-            rule: rule.clone(),
-            retry_after,
-        }),
-        Box::new(KeyMissing { rule }),
+    let limited = |cost, remaining| RateLimited {
+        rule: rule.clone(),
+        cost,
+        limit: 100,
+        remaining,
+        retry_after,
+    };
+    let errors: [Box<dyn Error>; 3] = [
+        Box::new(limited(1, 0)),
+        Box::new(limited(30, 20)),
+        Box::new(KeyMissing { rule: rule.clone() }),
     ];
     assert_eq!(
         errors.map(|error| error.to_string()),
         [
             "rate limit per_user is used up for another 1.5s",
+            "rate limit per_user has 20 of 100 left, too few for a cost of 30 for another 1.5s",
             "the request has no key for rate limit per_user"
         ]
     );

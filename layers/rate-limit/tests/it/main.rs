@@ -2,16 +2,28 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod adaptive;
 mod cost;
+mod drain;
+mod flood;
 mod handle;
 mod headers;
+mod in_flight;
 mod keys;
 mod layer;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod pacing;
+mod quiet;
 mod routes;
+mod seed;
 mod several;
+mod shadow;
 mod threads;
+mod tiers;
+mod tokens;
+mod update;
+mod warm_up;
 
 use http::Request;
 use palisade_core::{

@@ -1,7 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use palisade_core::{key, time::now};
-use palisade_rate_limit::{MissingKey, Quota, QuotaError, RateLimit, Rule, RuleError, Strategy};
+use palisade_rate_limit::{
+    Adaptive, MissingKey, Quota, QuotaError, RateLimit, Rule, RuleError, Strategy,
+};
 use proptest::{collection::vec, prelude::*, sample::select, strategy::Strategy as _};
 use tokio::time::advance;
 
@@ -104,6 +106,67 @@ fn rules_that_cannot_be_kept_are_errors() {
     assert_eq!(error.to_string(), "the quota of rule b cannot be kept");
     let source = std::error::Error::source(&error).unwrap();
     assert_eq!(source.to_string(), "only a token bucket has a burst");
+}
+
+#[test]
+fn rules_that_contradict_themselves_are_errors() {
+    let quota = Quota::per_minute(100);
+    let none = |_: &palisade_core::key::Key<'_>| false;
+    let r = || Rule::new("r", quota);
+    let tokens = || Rule::tokens("r", quota);
+    let name = || Arc::<str>::from("r");
+    let least = Adaptive::new().least(200).unwrap();
+    for (rule, error) in [
+        (
+            tokens().strategy(Strategy::TokenBucket),
+            RuleError::CannotSettle(name(), Strategy::TokenBucket),
+        ),
+        (
+            tokens().strategy(Strategy::SlidingLog),
+            RuleError::CannotSettle(name(), Strategy::SlidingLog),
+        ),
+        (
+            tokens().warm_up(Duration::from_secs(1)),
+            RuleError::CannotWarmUp(name()),
+        ),
+        (tokens().leased(10), RuleError::CannotLease(name())),
+        (
+            Rule::in_flight("r", 5).leased(10),
+            RuleError::CannotLease(name()),
+        ),
+        (r().leased(0), RuleError::EmptyLease(name())),
+        (r().growing(), RuleError::CannotGrow(name())),
+        (
+            r().adaptive(Adaptive::new()).tier("t", quota, none),
+            RuleError::CannotTier(name()),
+        ),
+        (r().tier("", quota, none), RuleError::Name("".into())),
+        (
+            r().strategy(Strategy::SlidingLog)
+                .exception("k", Quota::per_minute(10_001)),
+            RuleError::Quota(name(), QuotaError::LargeLog),
+        ),
+    ] {
+        let refused = RateLimit::rules([rule]).map(|_| ()).unwrap_err();
+        assert_eq!(refused, error);
+        let words = refused.to_string();
+        assert!(
+            words.contains('r') && !words.contains('\n') || words.starts_with("\"\""),
+            "{words}"
+        );
+    }
+    let moved = RateLimit::rules([r().adaptive(least)])
+        .map(|_| ())
+        .unwrap_err();
+    assert!(matches!(moved, RuleError::Adaptive(..)), "{moved}");
+    let many = (0..=Rule::MOST_TIERS).fold(r(), |rule, key| rule.exception(key.to_string(), quota));
+    let many = RateLimit::rules([many]).map(|_| ()).unwrap_err();
+    assert_eq!(many, RuleError::TooManyTiers(name()));
+    let adaptive = RateLimit::rules([r().adaptive(Adaptive::new())]).unwrap();
+    assert_eq!(
+        adaptive.handle().update("r", quota),
+        Err(RuleError::CannotTier(name()))
+    );
 }
 
 fn rule() -> impl proptest::strategy::Strategy<Value = (u64, u64, Strategy, bool, u64)> {
