@@ -9,7 +9,7 @@ use axum::{
     response::Response,
     routing::{delete, post},
 };
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, StatusCode, header::AUTHORIZATION};
 use palisade::key::bearer_token;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -19,8 +19,9 @@ use crate::{
     backends::NotAdded,
     body::{self, Answer},
     config::{Backend, Strategy},
-    errors::ApiError,
+    errors::{ApiError, SOON},
     identity::{Identifier, same_secret},
+    limits::{DOWN, Reset, Source},
 };
 
 #[derive(Serialize)]
@@ -94,16 +95,48 @@ async fn reset(inbound: Inbound) -> Result<Answer, ApiError> {
         }
     }
     let parsed = Identifier::parse(&identifier)?;
-    match app.stack.limits.reset(rule.as_deref(), &parsed) {
-        Some(rules) => Ok(done(format!(
-            "Rate limit reset for {identifier} ({rules} rules had counted)"
-        ))),
-        None => {
-            let names = app.stack.limits.names().join("`, `");
-            let detail = format!("there is no such rule, only `{names}`");
-            Err(ApiError::bad_request(detail).param("rule_type"))
-        }
+    let limits = &app.stack.limits;
+    let reset = limits
+        .reset(rule.as_deref(), &app.identities, &parsed)
+        .await;
+    let Some(Reset {
+        rules,
+        source,
+        failed,
+    }) = reset
+    else {
+        let names = limits.names().join("`, `");
+        let detail = format!("there is no such rule, only `{names}`");
+        return Err(ApiError::bad_request(detail).param("rule_type"));
+    };
+    let message = format!("Rate limit reset for {identifier} ({rules} rules had counted)");
+    let mut done = WasReset {
+        message,
+        source,
+        store: None,
+    };
+    if !failed {
+        tracing::info!(message = %done.message, "admin");
+        return Ok(body::json(&done));
     }
+    // Whoever asks for all of it has not got it.
+    done.message +=
+        ", but only in this gateway: the store cannot be asked, and what it has counted stands";
+    done.store = Some(DOWN);
+    tracing::warn!(message = %done.message, "admin");
+    let mut answer = body::json(&done);
+    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    SOON.insert_into(answer.headers_mut());
+    Ok(answer)
+}
+
+#[derive(Serialize)]
+struct WasReset {
+    message: String,
+    /// Who has counted.
+    source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<&'static str>,
 }
 
 async fn add(inbound: Inbound) -> Result<Answer, ApiError> {

@@ -5,12 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use palisade::BoxError;
+use palisade::{BoxError, rate_limit::RedisStore};
 
 use crate::{
     backends::Backends,
     config::Config,
     identity::Identities,
+    limits::Limits,
     metrics::{Account, Meters},
     stack::Stack,
 };
@@ -30,14 +31,20 @@ pub(crate) struct App {
 
 impl App {
     /// Expects a configuration without mistakes.
-    pub(crate) fn new(config: Config, admin_token: String) -> Result<Self, BoxError> {
+    pub(crate) fn new(
+        config: Config,
+        admin_token: String,
+        store: Option<RedisStore>,
+    ) -> Result<Self, BoxError> {
+        let identities = Identities::new(&config);
+        let limits = Limits::new(&config, &identities, store)?;
         let meters = Arc::new(Meters::new());
         let backends = Backends::new(&config);
         let account = Account::new(meters.clone());
         Ok(Self {
             workers: backends.workers(),
-            stack: Stack::new(&config, &backends, account)?,
-            identities: Identities::new(&config),
+            stack: Stack::new(&config, &backends, account, limits)?,
+            identities,
             draining: AtomicBool::new(false),
             admin_token,
             backends,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Backend, Config, Fault, Strategy, Switch, parse_duration};
+use crate::config::{self, Backend, Config, Fault, Secret, Strategy, Switch, parse_duration};
 
 /// A gateway for language models.
 ///
@@ -64,7 +64,16 @@ pub struct Serve {
         value_name = "TOKEN",
         hide_env_values = true
     )]
-    pub admin_token: Option<String>,
+    pub admin_token: Option<Secret>,
+    /// Where several gateways count together, as redis://USER:PASSWORD@HOST:PORT/DATABASE [default: each for itself].
+    // No parser that could fail: its error would show the password.
+    #[arg(
+        long,
+        env = "PALISADE_REDIS",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub redis: Option<Secret>,
     /// Whether the rules for who may ask how often hold [default: default].
     #[arg(long, env = "PALISADE_RATE_LIMIT", value_enum)]
     pub rate_limit: Option<Switch>,
@@ -99,6 +108,7 @@ impl Serve {
             backends,
             embedded_backends,
             admin_token,
+            redis,
             rate_limit,
             strategy,
             health_interval,
@@ -113,6 +123,9 @@ impl Serve {
         set(&mut config.drain_delay, drain_delay);
         if admin_token.is_some() {
             config.admin_token = admin_token;
+        }
+        if let Some(url) = redis {
+            config.redis.get_or_insert_default().set_url(url);
         }
         if !backends.is_empty() {
             config.backends = backends;
@@ -192,7 +205,6 @@ mod tests {
     fn what_does_not_exist_is_an_error() {
         for args in [
             &["--strategy", "magic"][..],
-            &["--redis", "redis://x"],
             &["--backend", "https://a"],
             &["--health-interval", "5"],
             &["dance"],
@@ -204,11 +216,30 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_is_named_comes_before_the_one_in_the_file() {
+        let config = read(&["--redis", "redis://:hunter2@127.0.0.1/3"]);
+        let redis = config.redis.as_ref().unwrap();
+        assert_eq!(
+            redis.url.as_ref().unwrap().reveal(),
+            "redis://:hunter2@127.0.0.1/3"
+        );
+        assert_eq!(redis.prefix, "palisade");
+        // Told when it starts, by the check of all.
+        let wrong = read(&["--redis", "http://:hunter2@127.0.0.1"]);
+        let mistakes = wrong.check();
+        assert_eq!(mistakes[0].path, "redis.url");
+        let shown = format!("{config:?}{wrong:?}{mistakes:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
     fn the_help_names_every_option() {
         use clap::CommandFactory;
 
         let help = Cli::command().render_long_help().to_string();
         for option in [
+            "--redis",
+            "PALISADE_REDIS",
             "--listen",
             "--backend",
             "PALISADE_ADMIN_TOKEN",

@@ -5,13 +5,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use axum::response::IntoResponse;
 
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use http_body::Body;
@@ -20,6 +21,7 @@ use palisade::{BoxError, head::RequestHead, respond};
 use serde::Serialize;
 
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// A request that the gateway answers with an error.
 #[derive(Clone, Debug)]
@@ -32,7 +34,27 @@ struct Inner {
     detail: Cow<'static, str>,
     param: Option<String>,
     header: Option<(HeaderName, HeaderValue)>,
+    delay: Option<Delay>,
+    /// How the caller stands, where one is known.
+    limits: HeaderMap,
     gave_up: bool,
+}
+
+/// When trying again makes sense.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delay(pub(crate) Duration);
+
+/// What whoever does not know says.
+pub(crate) const SOON: Delay = Delay(Duration::from_secs(1));
+
+impl Delay {
+    /// Says it in seconds, rounded up, and exactly.
+    pub(crate) fn insert_into(self, headers: &mut HeaderMap) {
+        let millis = self.0.as_nanos().div_ceil(1_000_000);
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        headers.insert(RETRY_AFTER, millis.div_ceil(1000).max(1).into());
+        headers.insert(RETRY_AFTER_MS, millis.into());
+    }
 }
 
 impl ApiError {
@@ -47,6 +69,8 @@ impl ApiError {
             detail: detail.into(),
             param: None,
             header: None,
+            delay: None,
+            limits: HeaderMap::new(),
             gave_up: false,
         }))
     }
@@ -88,14 +112,21 @@ impl ApiError {
         error
     }
 
-    pub(crate) fn overloaded(retry_after: HeaderValue) -> Self {
+    pub(crate) fn overloaded(delay: Delay) -> Self {
         let detail = "every backend that was asked is overloaded";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(delay)
     }
 
     /// Says when trying again makes sense.
-    pub(crate) fn retry_after(self, delay: HeaderValue) -> Self {
-        self.header(RETRY_AFTER, delay)
+    pub(crate) fn retry_after(mut self, delay: Delay) -> Self {
+        Arc::make_mut(&mut self.0).delay = Some(delay);
+        self
+    }
+
+    /// Says how the caller stands.
+    pub(crate) fn limits(mut self, headers: HeaderMap) -> Self {
+        Arc::make_mut(&mut self.0).limits = headers;
+        self
     }
 
     /// Names the field that is wrong.
@@ -117,9 +148,13 @@ impl ApiError {
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = self.0.status;
         let headers = response.headers_mut();
+        headers.clone_from(&self.0.limits);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         if let Some((name, value)) = &self.0.header {
             headers.insert(name, value.clone());
+        }
+        if let Some(delay) = self.0.delay {
+            delay.insert_into(headers);
         }
         if self.0.gave_up {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -211,13 +246,41 @@ impl Language {
     }
 }
 
-/// Answers what a layer refused, or what a backend broke, as `palisade` does it.
-pub(crate) fn refuse(path: &str, error: BoxError) -> Response<Full<Bytes>> {
+/// Answers what a layer refused, or what a backend broke, as `palisade` does it, and says more about a refusal.
+pub(crate) fn refuse(
+    path: &str,
+    error: &BoxError,
+    more: Option<&impl Serialize>,
+) -> Response<Full<Bytes>> {
     let mut request = Request::new(());
     if let Ok(uri) = path.parse() {
         *request.uri_mut() = uri;
     }
-    respond::answer(&RequestHead::from(&request), &*error)
+    let answer = respond::answer(&RequestHead::from(&request), &**error);
+    match more {
+        Some(more) => answer.map(|body| with_members(Language::of(path), body, &json(more)).into()),
+        None => answer,
+    }
+}
+
+/// Adds members to the innermost object that tells an error.
+fn with_members(language: Language, body: Full<Bytes>, members: &str) -> Bytes {
+    let body = whole(body);
+    let ends = match language {
+        Language::OpenAi => "}}",
+        Language::Problem => "}",
+    };
+    let (Some(told), Some(members)) = (
+        body.strip_suffix(ends.as_bytes()),
+        members
+            .strip_prefix('{')
+            .and_then(|members| members.strip_suffix('}')),
+    ) else {
+        return body;
+    };
+    [told, b",", members.as_bytes(), ends.as_bytes()]
+        .concat()
+        .into()
 }
 
 /// The bytes of a body that is here as a whole.
@@ -236,6 +299,8 @@ mod tests {
 
     use super::*;
 
+    const NONE: Option<&()> = None;
+
     fn body(response: Response<Full<Bytes>>) -> Value {
         serde_json::from_slice(&whole(response.into_body())).unwrap()
     }
@@ -245,7 +310,7 @@ mod tests {
         for (path, pointer) in [("/generate", ""), ("/v1/models", "/error")] {
             let ours = ApiError::bad_request("no").answer(Language::of(path));
             let theirs = Rejected::new(Reason::NoEndpoint, "no endpoint");
-            let theirs = refuse(path, theirs.into());
+            let theirs = refuse(path, &theirs.into(), NONE);
             assert_eq!(theirs.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(
                 ours.headers()[CONTENT_TYPE],
@@ -257,6 +322,36 @@ mod tests {
                 object.keys().cloned().collect::<Vec<_>>()
             };
             assert_eq!(members(body(ours)), members(body(theirs)));
+        }
+    }
+
+    #[test]
+    fn what_a_refusal_says_besides_stands_with_the_rest() {
+        for (path, pointer) in [("/generate", ""), ("/v1/models", "/error")] {
+            let limited = Rejected::new(Reason::RateLimited, "too many").violates("r".into());
+            let more = serde_json::json!({"rule": "r", "limit": 2});
+            let answer = body(refuse(path, &limited.into(), Some(&more)));
+            let object = answer.pointer(pointer).unwrap();
+            assert_eq!(
+                (&object["rule"], &object["limit"]),
+                (&"r".into(), &2.into())
+            );
+            let says = object.get("detail").or(object.get("message"));
+            assert_eq!(says, Some(&"too many".into()));
+        }
+    }
+
+    #[test]
+    fn a_delay_is_told_in_seconds_and_exactly() {
+        for (micros, seconds, millis) in [
+            (0, "1", "0"),
+            (1_200_500, "2", "1201"),
+            (3_000_000, "3", "3000"),
+        ] {
+            let error = ApiError::overloaded(Delay(Duration::from_micros(micros)));
+            let answer = error.answer(Language::Problem);
+            assert_eq!(answer.headers()[RETRY_AFTER], seconds);
+            assert_eq!(answer.headers()[RETRY_AFTER_MS], millis);
         }
     }
 

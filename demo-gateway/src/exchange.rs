@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -50,7 +50,9 @@ pub(crate) struct Exchange {
     pub(crate) caller: Arc<Caller>,
     pub(crate) operation: Operation,
     pub(crate) attempts: Attempts,
-    stream: bool,
+    stream: AtomicBool,
+    /// As far as that can be told from the request.
+    prompt: AtomicU64,
     backend: Mutex<Option<Arc<Backend>>>,
     generated: Mutex<Option<Generated>>,
     prompt_tokens: AtomicU64,
@@ -67,12 +69,13 @@ pub(crate) struct Generated {
 }
 
 impl Exchange {
-    pub(crate) fn new(caller: Arc<Caller>, operation: Operation, stream: bool) -> Self {
+    pub(crate) fn new(caller: Arc<Caller>, operation: Operation) -> Self {
         Self {
             caller,
             operation,
             attempts: Attempts::default(),
-            stream,
+            stream: AtomicBool::new(false),
+            prompt: AtomicU64::new(0),
             backend: Mutex::new(None),
             generated: Mutex::new(None),
             prompt_tokens: AtomicU64::new(0),
@@ -81,9 +84,24 @@ impl Exchange {
         }
     }
 
+    /// Says what the body has said: how many tokens its prompt may have, and whether a stream of events is asked for.
+    pub(crate) fn asked_for(&self, prompt: u64, stream: bool) {
+        self.prompt.store(prompt, Relaxed);
+        self.stream.store(stream, Relaxed);
+    }
+
     /// Whether a stream of events was asked for.
     pub(crate) fn is_stream(&self) -> bool {
-        self.stream
+        self.stream.load(Relaxed)
+    }
+
+    /// Of so many tokens in all, those that were read and those that were written.
+    pub(crate) fn divide(&self, total: u64) -> Usage {
+        let prompt = self.prompt.load(Relaxed).min(total);
+        Usage {
+            prompt,
+            completion: total - prompt,
+        }
     }
 
     /// The backend of the newest attempt.

@@ -3,24 +3,40 @@
 use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use demo_backend::MockBackend;
-use palisade::BoxError;
+use palisade::{
+    BoxError,
+    rate_limit::{RedisStore, Upkeep},
+    time,
+};
 use tokio::{
     net::TcpListener,
     sync::oneshot,
     task::{AbortHandle, JoinHandle},
-    time::interval,
+    time::{interval, sleep, timeout},
 };
 
 use crate::{
     app::App,
     backends::NotAdded,
-    config::{Backend, Config, Mistake, UserHeader},
+    config::{Backend, Config, Mistake, Switch, UserHeader, told},
     metrics, server,
     workers::Workers,
 };
 
 /// How often histograms are put in order, which otherwise happens at each scrape.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a start waits for the store.
+const LONGEST_CONNECT: Duration = Duration::from_millis(500);
+
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How often a store that goes or comes is noticed.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a shutdown waits for what is left to settle.
+const LAST_UPKEEP: Duration = Duration::from_secs(3);
 
 /// A gateway that runs, in this process.
 ///
@@ -45,10 +61,13 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// ```
 pub struct Gateway {
     addr: SocketAddr,
-    app: Arc<App>,
+    /// `None` only while it shuts down.
+    app: Option<Arc<App>>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
     chores: Vec<AbortHandle>,
+    /// What keeps the store up.
+    upkeep: Option<JoinHandle<()>>,
     embedded: Vec<MockBackend>,
 }
 
@@ -71,7 +90,8 @@ impl Gateway {
         let addr = listener
             .local_addr()
             .map_err(|error| StartError::Listen(config.listen.clone(), error))?;
-        let token = config.admin_token.clone().unwrap_or_else(made_up_token);
+        let token = config.admin_token.as_ref();
+        let token = token.map_or_else(made_up_token, |token| token.reveal().into());
         if config.identity.user_header == UserHeader::Believe {
             tracing::warn!(
                 "`X-User-ID` is believed from anybody: identity.user_header = \"believe\""
@@ -90,7 +110,10 @@ impl Gateway {
             }
         }
         let every = config.health_interval;
-        let app = Arc::new(App::new(config, token).map_err(StartError::Stack)?);
+        let (store, upkeep) = open_store(&config).map_err(StartError::Stack)?.unzip();
+        let upkeep = upkeep.map(tokio::spawn);
+        let app = App::new(config, token, store.clone()).map_err(StartError::Stack)?;
+        let app = Arc::new(app);
         for backend in &configured {
             let added = app.backends.add(backend);
             added.map_err(|error| StartError::Stack(format!("{}: {error}", backend.url).into()))?;
@@ -106,15 +129,20 @@ impl Gateway {
             });
             chores.push(upkeep.abort_handle());
         }
+        if let Some(store) = store {
+            await_store(&store).await;
+            chores.push(tokio::spawn(watch(store)).abort_handle());
+        }
         let workers = Workers::start(app.workers).map_err(StartError::Workers)?;
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(server::serve(listener, app.clone(), workers, stopped));
         Ok(Self {
             addr,
-            app,
+            app: Some(app),
             stop: Some(stop),
             server,
             chores,
+            upkeep,
             embedded,
         })
     }
@@ -131,12 +159,12 @@ impl Gateway {
 
     /// What `/admin` asks for.
     pub fn admin_token(&self) -> &str {
-        &self.app.admin_token
+        &self.app().admin_token
     }
 
     /// The public id of an API key, as `/rate-limits/api_key:ID` takes it.
     pub fn public_id(&self, key: &str) -> String {
-        self.app.identities.public_id(key)
+        self.app().identities.public_id(key)
     }
 
     /// The simulated backends that run inside.
@@ -146,14 +174,20 @@ impl Gateway {
 
     /// Requests between their admission and the end of their answer.
     pub fn in_flight(&self) -> u64 {
-        self.app.stack.sla.in_flight()
+        self.app().stack.sla.in_flight()
+    }
+
+    fn app(&self) -> &App {
+        self.app
+            .as_ref()
+            .expect("only taken by `shutdown`, which has `self`")
     }
 
     /// Says 503 at `/readyz` for `drain_delay`, then accepts no more, and waits for what is in flight as long as
     /// `server.shutdown_timeout`.
     pub async fn shutdown(mut self) {
-        self.app.drain();
-        tokio::time::sleep(self.app.config.drain_delay).await;
+        self.app().drain();
+        sleep(self.app().config.drain_delay).await;
         if let Some(stop) = self.stop.take() {
             // It only fails when the server has ended already.
             let _ended = stop.send(());
@@ -161,8 +195,25 @@ impl Gateway {
         if let Err(error) = (&mut self.server).await {
             tracing::error!(%error, "the server failed");
         }
+        self.close_store().await;
         for backend in self.embedded.drain(..) {
             backend.stop().await;
+        }
+    }
+}
+
+impl Gateway {
+    /// Settles what is left to settle, and leaves those that share the store.
+    async fn close_store(&mut self) {
+        for chore in self.chores.drain(..) {
+            chore.abort();
+        }
+        // The upkeep ends when nobody holds the store any more.
+        self.app = None;
+        if let Some(upkeep) = &mut self.upkeep
+            && timeout(LAST_UPKEEP, upkeep).await.is_err()
+        {
+            tracing::warn!("gave up on the store, which took too long");
         }
     }
 }
@@ -170,6 +221,9 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.server.abort();
+        if let Some(upkeep) = &self.upkeep {
+            upkeep.abort();
+        }
         for chore in &self.chores {
             chore.abort();
         }
@@ -196,6 +250,43 @@ async fn embed(number: usize) -> io::Result<MockBackend> {
         .recording(0)
         .start()
         .await
+}
+
+/// The store of the configuration, and what keeps it up.
+fn open_store(config: &Config) -> Result<Option<(RedisStore, Upkeep)>, BoxError> {
+    let is_limited = config.rate_limit != Switch::Off;
+    let Some(redis) = config.redis.as_ref().filter(|_| is_limited) else {
+        return Ok(None);
+    };
+    let store = redis.to_store(config.identity.secret.as_ref())?;
+    Ok(Some(store.open()?))
+}
+
+/// Waits for a store that is there, so that the first requests are counted in it.
+async fn await_store(store: &RedisStore) {
+    let until = time::now() + LONGEST_CONNECT;
+    while !store.state().up && time::now() < until {
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Logs when the store goes and comes.
+async fn watch(store: RedisStore) {
+    let mut was_up = None;
+    let mut ticks = interval(WATCH_EVERY);
+    loop {
+        ticks.tick().await;
+        let state = store.state();
+        if was_up.replace(state.up) == Some(state.up) {
+            continue;
+        }
+        if state.up {
+            tracing::info!("redis answers: limits are shared");
+        } else {
+            let last = state.last_error.as_deref().unwrap_or("it has not answered");
+            tracing::warn!(last_error = %last, "redis does not answer: limits go on by `on_store_error`");
+        }
+    }
 }
 
 fn made_up_token() -> String {
@@ -231,7 +322,7 @@ impl fmt::Display for StartError {
             Self::Listen(address, _) => write!(f, "cannot listen on {address}"),
             Self::Embedded(_) => f.write_str("a simulated backend did not start"),
             Self::Workers(_) => f.write_str("a thread did not start"),
-            Self::Stack(error) => write!(f, "the layers could not be built: {error}"),
+            Self::Stack(error) => write!(f, "the layers could not be built: {}", told(&**error)),
         }
     }
 }

@@ -140,7 +140,7 @@ pub(crate) struct Meters {
     operations: [OperationMeters; Operation::ALL.len()],
     unknown: Counter,
     pub(crate) overhead: Histogram,
-    hits: [(&'static str, Counter); 4],
+    hits: [(&'static str, Counter); 5],
 }
 
 struct OperationMeters {
@@ -163,6 +163,7 @@ impl Meters {
                 hits("ip"),
                 hits(Kind::User.name()),
                 hits(Kind::ApiKey.name()),
+                hits("model"),
             ],
         }
     }

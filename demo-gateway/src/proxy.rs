@@ -230,10 +230,7 @@ fn read(exchange: &Exchange, parts: &Parts, body: &Bytes) -> Result<(), Malforme
     }
     if exchange.operation == Operation::Generate {
         let answer: GenerateAnswer = serde_json::from_slice(body).map_err(Malformed)?;
-        exchange.used(Usage {
-            prompt: 0,
-            completion: answer.tokens_used,
-        });
+        exchange.used(exchange.divide(answer.tokens_used));
         exchange.generated(Generated {
             response: answer.response,
             tokens_used: answer.tokens_used,

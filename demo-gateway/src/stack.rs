@@ -38,7 +38,10 @@ pub(crate) type Endpoints = palisade::balance::Endpoints<EndpointService, Circui
 
 /// Everything between a request that was understood and the backends:
 /// account > SLA > deadline > rate limit > retry > elsewhere > balance { breaker > attempt timeout > client }.
-pub(crate) type Pipeline = Gated<DeadlineService<Gated<Retrying, RateLimit>>, (Account, Sla), Llm>;
+pub(crate) type Pipeline = Gated<DeadlineService<Limited>, (Account, Sla), Llm>;
+
+/// Reads how far an answer has come, and what it has used, to settle what was reserved for it.
+type Limited = Gated<Retrying, RateLimit, Llm>;
 
 type Retrying = Retry<Elsewhere<Balance<EndpointService, CircuitBreaker, Llm>>, Llm>;
 
@@ -73,8 +76,8 @@ impl Stack {
         config: &Config,
         backends: &Backends,
         account: Account,
+        limits: Limits,
     ) -> Result<Self, BoxError> {
-        let limits = Limits::new(config)?;
         let objective = &config.objective;
         let objective = Objective::success(objective.success)?
             .first_data_within(objective.latency, objective.within)?;
@@ -85,8 +88,7 @@ impl Stack {
         let pipeline = ServiceBuilder::new()
             .layer(gates((account, sla.clone())).classify(Llm))
             .layer(DeadlineLayer::new(config.timeouts.stream).named("gateway"))
-            // By HTTP: limits do not care how a stream goes on, and need not read it.
-            .layer(GateLayer::new(limits.gate().clone()))
+            .layer(GateLayer::new(limits.gate().clone()).classify(Llm))
             .layer(
                 RetryLayer::new(backoff)
                     .attempts(retry.attempts)

@@ -37,6 +37,18 @@ struct Batch<'a> {
     requests: Vec<&'a RawValue>,
 }
 
+impl<'a> Batch<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, ApiError> {
+        let batch: Self = input::json(body)?;
+        let many = batch.requests.len();
+        if many > MOST {
+            let detail = format!("`requests`: {many} are more than {MOST}");
+            return Err(ApiError::bad_request(detail).param("requests"));
+        }
+        Ok(batch)
+    }
+}
+
 #[derive(Serialize)]
 struct Results {
     processed_count: usize,
@@ -54,19 +66,16 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let Asked {
         app,
         id,
-        caller,
+        exchange,
         parts,
         body,
     } = match inbound.enter(Operation::Generate, PATH).await? {
         Ok(asked) => asked,
         Err(refused) => return Ok(*refused),
     };
-    let batch: Batch<'_> = input::json(&body)?;
+    let batch = Batch::read(&body);
+    let batch = batch.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
     let many = batch.requests.len();
-    if many > MOST {
-        let detail = format!("`requests`: {many} are more than {MOST}");
-        return Err(ApiError::bad_request(detail).param("requests"));
-    }
     let headers = to_backend(parts.headers);
     let room = Arc::new(Semaphore::new(SIDE_BY_SIDE));
     // Dropped with the request: a caller who leaves ends all that is under way.
@@ -75,7 +84,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         let item = Item {
             at,
             app: app.clone(),
-            caller: caller.clone(),
+            caller: exchange.caller.clone(),
             headers: headers.clone(),
             body: body.slice_ref(request.get().as_bytes()),
             id: numbered(&id, at),
@@ -138,13 +147,13 @@ struct Done {
 
 impl Item {
     async fn run(self) -> Done {
-        let exchange = Arc::new(Exchange::new(self.caller, Operation::Generate, false));
+        let exchange = Arc::new(Exchange::new(self.caller, Operation::Generate));
         let (outcome, signature) = match GenerateRequest::check(&self.body) {
             Err(error) => (raw(error.problem().as_bytes()), HeaderMap::new()),
-            Ok(()) => {
+            Ok(tokens) => {
                 let body = self.body;
-                let answer =
-                    generate::one(&self.app, &exchange, self.headers, body, &self.id).await;
+                let (headers, id) = (self.headers, &self.id);
+                let answer = generate::one(&self.app, &exchange, headers, body, tokens, id).await;
                 match answer {
                     Ok(answer) => {
                         let (parts, answer) = answer.into_parts();

@@ -5,31 +5,47 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+    request::Parts,
 };
 use http_body_util::Full;
-use palisade::{BoxError, deadline::Deadline, rate_limit::RateLimited, reject::Rejected, time};
+use palisade::{
+    BoxError,
+    deadline::Deadline,
+    head::RequestHead,
+    rate_limit::{RateLimited, Tokens},
+    reject::Rejected,
+    retry_after::retry_after,
+    time,
+};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::{
     app::App,
     body::{self, Answer},
+    config::Unit,
     elsewhere::put_back,
-    errors::{self, ApiError, Language},
-    exchange::{Exchange, Operation},
+    errors::{self, ApiError, Delay, Language},
+    exchange::Exchange,
     headers::{ATTEMPTS, BACKEND_ID, to_caller},
     identity::Caller,
     metrics::{UNKNOWN, is_limit},
     stack::PipelineBody,
 };
 
-const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
-const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
-const RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// What OpenAI's clients read: the limit, what remains of it, and when all of it will.
+type Names = [HeaderName; 3];
 
-/// Whoever does not know how long to wait says a second.
-const SOON: HeaderValue = HeaderValue::from_static("1");
+const REQUESTS: Names = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: Names = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
 
 /// A request that is to go through the layers.
 pub(crate) struct Outbound {
@@ -39,6 +55,8 @@ pub(crate) struct Outbound {
     /// As [`to_backend`](crate::headers::to_backend) leaves them.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// What is asked of a model.
+    pub(crate) tokens: Option<Tokens>,
     pub(crate) limit: Duration,
 }
 
@@ -66,12 +84,16 @@ impl Outbound {
         let extensions = request.extensions_mut();
         extensions.insert(self.exchange.attempts.clone());
         extensions.insert(self.exchange);
+        if let Some(tokens) = self.tokens {
+            extensions.insert(tokens);
+        }
         extensions.insert(Deadline(time::now() + self.limit));
         request
     }
 }
 
-fn count_refusal(app: &App, caller: &Caller, error: &BoxError) {
+/// Counts a request over a rate.
+pub(crate) fn count_refusal(app: &App, caller: &Caller, error: &BoxError) {
     let Some(rejected) = Rejected::find(&**error) else {
         return;
     };
@@ -88,19 +110,38 @@ fn count_refusal(app: &App, caller: &Caller, error: &BoxError) {
 /// Refuses a caller whose limits leave no room for any request, before the body is read. Charges nothing.
 pub(crate) fn peek(
     app: &App,
-    caller: &Arc<Caller>,
-    operation: Operation,
+    exchange: &Exchange,
+    parts: &Parts,
     path: &str,
 ) -> Result<(), Box<Answer>> {
-    let Some(refused) = app.stack.limits.peek(caller, operation) else {
+    let head = RequestHead {
+        method: &parts.method,
+        uri: &parts.uri,
+        version: parts.version,
+        headers: &parts.headers,
+        extensions: &parts.extensions,
+    };
+    let Some(refused) = app.stack.limits.peek(&head) else {
         return Ok(());
     };
     let error = refused.into();
-    count_refusal(app, caller, &error);
-    let mut answer = body::full(errors::refuse(path, error));
-    let exchange = Exchange::new(caller.clone(), operation, false);
-    sign(answer.headers_mut(), &exchange, app, Language::of(path));
+    count_refusal(app, &exchange.caller, &error);
+    let mut answer = body::full(refuse(app, path, &error));
+    sign(answer.headers_mut(), exchange, app, Language::of(path));
     Err(Box::new(answer))
+}
+
+/// What is answered when a layer has refused, or a backend broken off.
+pub(crate) fn refuse(app: &App, path: &str, error: &BoxError) -> Response<Full<Bytes>> {
+    let rejected = Rejected::find(&**error);
+    let refusal = rejected.and_then(|rejected| app.stack.limits.explain(rejected));
+    let mut answer = errors::refuse(path, error, refusal.as_ref());
+    if answer.status() == StatusCode::SERVICE_UNAVAILABLE
+        && !answer.headers().contains_key(header::RETRY_AFTER)
+    {
+        errors::SOON.insert_into(answer.headers_mut());
+    }
+    answer
 }
 
 /// What the caller gets of an answer: of one that failed only that it has.
@@ -125,14 +166,7 @@ pub(crate) fn passed(
                 answer
             }
         },
-        Err(error) => {
-            let mut answer = body::full(errors::refuse(path, error));
-            if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
-                let headers = answer.headers_mut().entry(header::RETRY_AFTER);
-                headers.or_insert(SOON);
-            }
-            answer
-        }
+        Err(error) => body::full(refuse(app, path, &error)),
     };
     sign(answer.headers_mut(), exchange, app, language);
     no_more(&mut answer, exchange);
@@ -152,9 +186,8 @@ fn failed<B>(response: &mut Response<B>, exchange: &Exchange) -> Option<ApiError
     put_back(response.headers_mut());
     let status = response.status();
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        let delay = response.headers().get(header::RETRY_AFTER).cloned();
-        let delay = delay.unwrap_or(SOON);
-        return Some(ApiError::overloaded(delay));
+        let delay = retry_after(response.headers(), time::wall_clock());
+        return Some(ApiError::overloaded(delay.map_or(errors::SOON, Delay)));
     }
     // Neither a redirect to a backend nor one that does not know the gateway means anything to a caller.
     let is_ours = matches!(
@@ -194,17 +227,34 @@ pub(crate) fn sign(headers: &mut HeaderMap, exchange: &Exchange, app: &App, lang
             backend.unwrap_or(HeaderValue::from_static(UNKNOWN)),
         );
     }
-    if language == Language::OpenAi
-        && let Some(standing) = headers.get(&RATE_LIMIT)
-        && let Some(standing) = app.stack.limits.first(standing)
-    {
-        headers.insert(LIMIT_REQUESTS, standing.limit.into());
-        headers.insert(REMAINING_REQUESTS, standing.remaining.into());
-        let reset = format!("{}s", standing.reset);
-        if let Ok(reset) = HeaderValue::try_from(reset) {
-            headers.insert(RESET_REQUESTS, reset);
+    if language == Language::OpenAi {
+        sign_limits(headers, app);
+    }
+}
+
+/// Says how the caller stands also as OpenAI says it.
+fn sign_limits(headers: &mut HeaderMap, app: &App) {
+    for (unit, [limit, remaining, reset]) in [(Unit::Requests, REQUESTS), (Unit::Tokens, TOKENS)] {
+        let Some(standing) = app.stack.limits.first(headers, unit) else {
+            continue;
+        };
+        headers.insert(limit, standing.limit.into());
+        headers.insert(remaining, standing.remaining.into());
+        let after = format!("{}s", standing.reset);
+        if let Ok(after) = HeaderValue::try_from(after) {
+            headers.insert(reset, after);
         }
     }
+}
+
+/// What is wrong with a request, and how its caller stands, who has not been charged for it.
+pub(crate) fn wrong(app: &App, exchange: &Arc<Exchange>, path: &str, error: ApiError) -> ApiError {
+    let mut headers = HeaderMap::new();
+    app.stack.limits.describe(exchange, &mut headers);
+    if Language::of(path) == Language::OpenAi {
+        sign_limits(&mut headers, app);
+    }
+    error.limits(headers)
 }
 
 /// Says that no backend was asked.

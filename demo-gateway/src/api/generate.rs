@@ -5,18 +5,18 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use http_body_util::BodyExt;
-use palisade::time;
+use palisade::{rate_limit::Tokens, time};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Asked, Inbound,
     forward::{self, Outbound, Stopwatch},
-    input,
+    input, tokens,
 };
 use crate::{
     app::App,
     body::{self, Answer, Body},
-    errors::{self, ApiError, Language},
+    errors::{ApiError, Language},
     exchange::{Exchange, Operation},
     headers::{REQUEST_ID, to_backend},
 };
@@ -28,15 +28,19 @@ const PATH: &str = "/generate";
 pub(super) struct GenerateRequest<'a> {
     #[serde(borrow)]
     prompt: Cow<'a, str>,
-    #[serde(default, rename = "model")]
-    _model: Option<Cow<'a, str>>,
+    model: Option<Cow<'a, str>>,
     max_tokens: Option<u32>,
     temperature: Option<f64>,
     user_id: Option<Cow<'a, str>>,
 }
 
+/// What is asked where nothing is said.
+const MODEL: &str = "gpt-3.5-turbo";
+const MAX_TOKENS: u32 = 150;
+
 impl<'a> GenerateRequest<'a> {
-    pub(super) fn check(body: &'a [u8]) -> Result<(), ApiError> {
+    /// Finds what is wrong, or how much is asked for.
+    pub(super) fn check(body: &'a [u8]) -> Result<Tokens, ApiError> {
         let request: Self = input::json(body)?;
         let wrong = |field, detail: &'static str| {
             Err(ApiError::bad_request(format!("`{field}` {detail}")).param(field))
@@ -57,7 +61,10 @@ impl<'a> GenerateRequest<'a> {
         if user.chars().any(char::is_control) {
             return wrong("user_id", "has control characters");
         }
-        Ok(())
+        let most = request.max_tokens.unwrap_or(MAX_TOKENS);
+        let model = request.model.as_deref().unwrap_or(MODEL);
+        let prompt = tokens::of_text(request.prompt.len());
+        Ok(Tokens::new(model, prompt).max_completion(most.into()))
     }
 }
 
@@ -75,7 +82,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let Asked {
         app,
         id,
-        caller,
+        exchange,
         parts,
         body,
     } = match inbound.enter(Operation::Generate, PATH).await? {
@@ -83,9 +90,10 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         Err(refused) => return Ok(*refused),
     };
     let stopwatch = Stopwatch::start();
-    GenerateRequest::check(&body)?;
-    let exchange = Arc::new(Exchange::new(caller, Operation::Generate, false));
-    let answer = one(&app, &exchange, to_backend(parts.headers), body, &id).await;
+    let tokens = GenerateRequest::check(&body);
+    let tokens = tokens.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
+    let headers = to_backend(parts.headers);
+    let answer = one(&app, &exchange, headers, body, tokens, &id).await;
     stopwatch.stop(&app, &exchange);
     Ok(match answer {
         Ok(answer) => {
@@ -104,9 +112,11 @@ pub(super) async fn one(
     exchange: &Arc<Exchange>,
     mut headers: HeaderMap,
     body: Bytes,
+    tokens: Tokens,
     id: &HeaderValue,
 ) -> Result<Response<GenerateAnswer>, Box<Answer>> {
     let since = time::now();
+    exchange.asked_for(tokens.prompt, false);
     headers.insert(REQUEST_ID, id.clone());
     let outbound = Outbound {
         exchange: exchange.clone(),
@@ -114,6 +124,7 @@ pub(super) async fn one(
         uri: Uri::from_static(PATH),
         headers,
         body,
+        tokens: Some(tokens),
         limit: app.config.timeouts.request,
     };
     let answer = outbound.send(app).await;
@@ -125,7 +136,7 @@ pub(super) async fn one(
     // Settles the request: the answer itself was read by the attempt.
     let failed = match body.collect().await {
         Ok(_) => None,
-        Err(error) => Some(errors::refuse(PATH, error)),
+        Err(error) => Some(forward::refuse(app, PATH, &error)),
     };
     let (Some(generated), Some(backend), None) =
         (exchange.take_generated(), exchange.backend(), &failed)

@@ -1,6 +1,6 @@
 //! Whether requests can be answered, for people and for what watches over the process.
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
 
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     backends::Status,
     body::{self, Answer},
     clock::timestamp,
-    errors::ApiError,
+    errors::{ApiError, SOON},
 };
 
 #[derive(Serialize)]
@@ -42,8 +42,7 @@ pub(super) fn livez() -> Answer {
 pub(super) fn readyz(app: &App) -> Result<Answer, ApiError> {
     let not = |code, detail: &'static str| {
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        let retry_after = HeaderValue::from_static("1");
-        Err(ApiError::new(status, code, detail).retry_after(retry_after))
+        Err(ApiError::new(status, code, detail).retry_after(SOON))
     };
     if app.is_draining() {
         return not("draining", "the gateway is about to stop");

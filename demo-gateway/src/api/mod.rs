@@ -8,6 +8,7 @@ mod input;
 pub(crate) mod openai;
 mod rate_limits;
 mod status;
+mod tokens;
 
 use std::{any::Any, borrow::Cow, convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -33,9 +34,8 @@ use crate::{
     app::App,
     body::Answer,
     errors::{ApiError, Language},
-    exchange::Operation,
+    exchange::{Exchange, Operation},
     headers::{self, REQUEST_ID},
-    identity::Caller,
 };
 
 /// What answers requests, shared by all connections.
@@ -93,7 +93,7 @@ async fn embeddings(inbound: Inbound) -> Result<Answer, ApiError> {
 }
 
 async fn rate_limits(inbound: Inbound) -> Result<Answer, ApiError> {
-    rate_limits::answer(&inbound.app, &inbound.after("/rate-limits/")?)
+    rate_limits::answer(&inbound.app, &inbound.after("/rate-limits/")?).await
 }
 
 async fn not_found(inbound: Inbound) -> ApiError {
@@ -151,7 +151,7 @@ impl Inbound {
 struct Asked {
     app: Arc<App>,
     id: HeaderValue,
-    caller: Arc<Caller>,
+    exchange: Arc<Exchange>,
     parts: Parts,
     body: Bytes,
 }
@@ -171,23 +171,28 @@ impl Inbound {
             id,
             request,
         } = self;
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let caller = match app.identities.find(peer, &parts.headers) {
             Ok(caller) => Arc::new(caller),
             Err(error) => {
                 input::discard(&parts.headers, body);
-                return Err(error);
+                let caller = app.identities.unknown(peer, &parts.headers);
+                let exchange = Arc::new(Exchange::new(Arc::new(caller), operation));
+                return Err(forward::wrong(&app, &exchange, path, error));
             }
         };
-        if let Err(refused) = forward::peek(&app, &caller, operation, path) {
+        let exchange = Arc::new(Exchange::new(caller, operation));
+        parts.extensions.insert(exchange.clone());
+        if let Err(refused) = forward::peek(&app, &exchange, &parts, path) {
             input::discard(&parts.headers, body);
             return Ok(Err(refused));
         }
-        let body = read(&app, &parts.headers, body).await?;
+        let body = read(&app, &parts.headers, body).await;
+        let body = body.map_err(|error| forward::wrong(&app, &exchange, path, error))?;
         Ok(Ok(Asked {
             app,
             id,
-            caller,
+            exchange,
             parts,
             body,
         }))

@@ -8,18 +8,16 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body_util::BodyExt;
-use palisade::{BoxError, reject::Rejected};
+use palisade::{BoxError, rate_limit::Tokens, reject::Rejected};
 use percent_encoding::percent_decode_str;
-use serde::{
-    Deserialize,
-    de::{Deserializer, IgnoredAny},
-};
+use serde::{Deserialize, de::Deserializer};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     Asked, Inbound,
     forward::{self, Outbound, Stopwatch},
     input,
+    tokens::{Messages, Number, Prompts},
 };
 use crate::{
     app::App,
@@ -34,14 +32,20 @@ use crate::{
 /// Where errors are told as OpenAI tells them.
 const PATH: &str = "/v1";
 
-/// What has to be right before a backend is asked. Lists are counted, not kept.
+/// What has to be right before a backend is asked, and how much is asked for. Texts are measured, not kept.
 #[derive(Debug, Deserialize)]
 struct Completion<'a> {
     #[serde(borrow)]
     model: Cow<'a, str>,
-    messages: Option<Vec<IgnoredAny>>,
-    prompt: Option<IgnoredAny>,
-    input: Option<IgnoredAny>,
+    messages: Option<Messages>,
+    prompt: Option<Prompts>,
+    input: Option<Prompts>,
+    #[serde(default)]
+    max_tokens: Number,
+    #[serde(default)]
+    max_completion_tokens: Number,
+    #[serde(default)]
+    n: Number,
     stream: Option<bool>,
     #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
@@ -56,8 +60,35 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     stream: bool,
+    tokens: Tokens,
     usage: UsageEvent,
     body: Bytes,
+}
+
+/// What `/v1/completions` gives when nothing is said.
+const COMPLETION_TOKENS: u64 = 16;
+
+impl Completion<'_> {
+    /// How much of a model is asked for.
+    fn tokens(&self, operation: Operation) -> Tokens {
+        let answers = self.n.0.unwrap_or(1);
+        let chat = || self.messages.map_or(0, Messages::tokens);
+        let prompts = |prompts: Option<Prompts>| prompts.map_or((1, 0), |it| (it.count, it.tokens));
+        let (prompt, most) = match operation {
+            Operation::Completion => {
+                let (count, prompt) = prompts(self.prompt);
+                let most = self.max_tokens.0.unwrap_or(COMPLETION_TOKENS);
+                (prompt, Some(most.saturating_mul(count)))
+            }
+            Operation::Embeddings => (prompts(self.input).1, Some(0)),
+            _ => (chat(), self.max_completion_tokens.0.or(self.max_tokens.0)),
+        };
+        let tokens = Tokens::new(&*self.model, prompt);
+        match most {
+            Some(most) => tokens.max_completion(most.saturating_mul(answers)),
+            None => tokens,
+        }
+    }
 }
 
 impl Plan {
@@ -72,7 +103,7 @@ impl Plan {
         match operation {
             Operation::Chat => match asked.messages {
                 None => return wrong("messages", "is missing"),
-                Some(messages) if messages.is_empty() => return wrong("messages", "is empty"),
+                Some(messages) if messages.count == 0 => return wrong("messages", "is empty"),
                 Some(_) => {}
             },
             Operation::Completion if asked.prompt.is_none() => {
@@ -82,10 +113,12 @@ impl Plan {
             _ => {}
         }
         let stream = asked.stream == Some(true) && operation != Operation::Embeddings;
+        let tokens = asked.tokens(operation);
         if !stream {
             let usage = UsageEvent::Keep;
             return Ok(Self {
                 stream,
+                tokens,
                 usage,
                 body,
             });
@@ -112,6 +145,7 @@ impl Plan {
         let body = edit.apply(body);
         Ok(Self {
             stream,
+            tokens,
             usage,
             body,
         })
@@ -161,7 +195,7 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
     let Asked {
         app,
         id,
-        caller,
+        exchange,
         parts,
         body,
     } = match inbound.enter(operation, PATH).await? {
@@ -169,8 +203,9 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         Err(refused) => return Ok(*refused),
     };
     let stopwatch = Stopwatch::start();
-    let plan = Plan::new(operation, body)?;
-    let exchange = Arc::new(Exchange::new(caller, operation, plan.stream));
+    let plan = Plan::new(operation, body);
+    let plan = plan.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
+    exchange.asked_for(plan.tokens.prompt, plan.stream);
     let mut headers = to_backend(parts.headers);
     headers.insert(REQUEST_ID, id);
     let timeouts = &app.config.timeouts;
@@ -180,6 +215,7 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         uri: parts.uri,
         headers,
         body: plan.body,
+        tokens: Some(plan.tokens),
         limit: if plan.stream {
             timeouts.stream
         } else {
@@ -211,7 +247,7 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
     if leaves(parts.uri.path()) {
         return Err(ApiError::not_found("there is no such model"));
     }
-    let exchange = Arc::new(Exchange::new(caller, Operation::Models, false));
+    let exchange = Arc::new(Exchange::new(caller, Operation::Models));
     let mut headers = to_backend(parts.headers);
     headers.insert(REQUEST_ID, id);
     let outbound = Outbound {
@@ -220,6 +256,7 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
         uri: parts.uri,
         headers,
         body: Bytes::new(),
+        tokens: None,
         limit: app.config.timeouts.request,
     };
     let answer = outbound.send(&app).await;
@@ -249,6 +286,10 @@ async fn stream(
         async move { outbound.send(&app).await }
     };
     let mut sent = Box::pin(sent);
+    let farewell = Farewell {
+        app: app.clone(),
+        exchange: exchange.clone(),
+    };
     let Ok(answer) = tokio::time::timeout(PING_EVERY, &mut sent).await else {
         // From here on there is no status left to fail with, and what has been waited for is known when it is over.
         let mut answer = Response::new(());
@@ -258,11 +299,11 @@ async fn stream(
             Box::pin(
                 async move { told(forward::passed(&late, &exchange, PATH, sent.await)).await },
             );
-        return events(answer.map(|()| Relay::waiting(late, usage, Farewell)));
+        return events(answer.map(|()| Relay::waiting(late, usage, farewell)));
     };
     let answer = match forward::passed(app, exchange, PATH, answer) {
         Ok(response) if is_events(response.headers()) => {
-            events(response.map(|body| Relay::new(body, usage, Farewell)))
+            events(response.map(|body| Relay::new(body, usage, farewell)))
         }
         Ok(response) => response.map(Body::Passed),
         Err(answer) => *answer,
@@ -307,15 +348,19 @@ fn is_events(headers: &HeaderMap) -> bool {
 }
 
 /// Tells why a stream breaks off.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Farewell;
+pub(crate) struct Farewell {
+    app: Arc<App>,
+    exchange: Arc<Exchange>,
+}
 
 impl sse::Farewell for Farewell {
     fn data(&self, error: BoxError) -> String {
         if Rejected::find(&*error).is_none() {
             return ApiError::bad_gateway("the backend broke the stream off").openai();
         }
-        let told = errors::whole(errors::refuse(PATH, error).into_body());
+        forward::count_refusal(&self.app, &self.exchange.caller, &error);
+        let answer = forward::refuse(&self.app, PATH, &error);
+        let told = errors::whole(answer.into_body());
         String::from_utf8_lossy(&told).into_owned()
     }
 }

@@ -10,9 +10,10 @@ use crate::{
     identity::Identifier,
 };
 
-pub(super) fn answer(app: &App, identifier: &str) -> Result<Answer, ApiError> {
+pub(super) async fn answer(app: &App, identifier: &str) -> Result<Answer, ApiError> {
     let parsed = Identifier::parse(identifier)?;
-    let states = app.stack.limits.states(&parsed);
+    let limits = &app.stack.limits;
+    let states = limits.states(&app.identities, &parsed).await;
     let states = states.into_iter().filter_map(|(rule, state)| {
         let state = serde_json::to_value(state).ok()?;
         Some((rule.to_owned(), state))

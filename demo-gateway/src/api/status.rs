@@ -15,7 +15,7 @@ use crate::{
     body::{self, Answer},
     clock::timestamp,
     errors::ApiError,
-    limits::RuleTotals,
+    limits::Totals,
     metrics,
 };
 
@@ -31,14 +31,9 @@ struct Status<'a> {
     system_health: &'static str,
     backend_status: backends::Status,
     slo: Burn,
-    rate_limit: Option<RateLimit<'a>>,
+    rate_limit: Option<Totals<'a>>,
     /// There is none yet.
     autoscaler: Option<()>,
-}
-
-#[derive(Serialize)]
-struct RateLimit<'a> {
-    rules: Vec<RuleTotals<'a>>,
 }
 
 pub(super) fn status(app: &App) -> Answer {
@@ -52,7 +47,7 @@ pub(super) fn status(app: &App) -> Answer {
         system_health: if active > 0 { "healthy" } else { "degraded" },
         backend_status,
         slo: app.stack.sla.burn(time::now()),
-        rate_limit: app.stack.limits.totals().map(|rules| RateLimit { rules }),
+        rate_limit: app.stack.limits.totals(),
         autoscaler: None,
     })
 }

@@ -1,10 +1,10 @@
 //! What cannot be as it is set, beyond the types.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use palisade::key::Network;
 
-use super::{Config, LimitStrategy, UserHeader, backend::is_label};
+use super::{Config, UserHeader, backend::is_label};
 
 /// Something that cannot be as it is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,7 @@ impl Config {
         );
         check(
             self.admin_token.as_ref().is_none_or(|token| {
+                let token = token.reveal();
                 token.len() >= 8 && token.bytes().all(|byte| byte.is_ascii_graphic())
             }),
             "admin_token",
@@ -159,7 +160,10 @@ impl Config {
             "0.99 is usual",
         );
         self.check_identity(&mut found);
-        self.check_rules(&mut found);
+        self.check_limits(&mut found);
+        if let Some(redis) = &self.redis {
+            redis.check(&mut found);
+        }
         self.check_backends(&mut found);
         found
     }
@@ -175,49 +179,43 @@ impl Config {
         }
         let mut seen = BTreeSet::new();
         for (at, key) in identity.keys.iter().enumerate() {
-            let path = format!("identity.keys[{at}].key");
-            if key.key.is_empty() || !key.key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let path = |field| format!("identity.keys[{at}].{field}");
+            let text = key.key.reveal();
+            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
                 let message = "must be visible ASCII characters";
-                found.push(Mistake::new(&*path, message, ""));
+                found.push(Mistake::new(path("key"), message, ""));
             }
-            if !seen.insert(&key.key) {
-                found.push(Mistake::new(path, "is there twice", ""));
+            if !seen.insert(text) {
+                found.push(Mistake::new(path("key"), "is there twice", ""));
             }
+            if !self.knows_tier(&key.tier) {
+                let message = format!("no rule has a tier `{}`", key.tier);
+                let hint = "`premium`, `basic`, or one of `[[rate_limits.tiers]]`";
+                found.push(Mistake::new(path("tier"), message, hint));
+            }
+        }
+        if identity.trusted_hops.is_some() && !identity.trusted_proxies.is_empty() {
+            let message = "stands beside `trusted_proxies`";
+            let hint = "proxies are known by their addresses or by their number";
+            found.push(Mistake::new("identity.trusted_hops", message, hint));
+        }
+        if identity.forwarded.is_some()
+            && identity.trusted_hops.is_none_or(|hops| hops == 0)
+            && identity.trusted_proxies.is_empty()
+        {
+            let message = "no proxy is trusted to write it";
+            let hint = "set `trusted_proxies` or `trusted_hops` as well";
+            found.push(Mistake::new("identity.forwarded", message, hint));
+        }
+        if !(32..=128).contains(&identity.ipv6_prefix) {
+            let message = "is not 32 to 128";
+            let hint = "64 is what one site has, 56 or 48 what many providers give";
+            found.push(Mistake::new("identity.ipv6_prefix", message, hint));
         }
         if identity.user_header == UserHeader::WithKey && identity.keys.is_empty() {
             let message = "`with_key` needs `identity.keys`";
             let hint = "without them anybody can make up a key";
             found.push(Mistake::new("identity.user_header", message, hint));
-        }
-    }
-
-    fn check_rules(&self, found: &mut Vec<Mistake>) {
-        let mut seen = BTreeSet::new();
-        for (at, rule) in self.rate_limits.iter().enumerate() {
-            let path = |field| format!("rate_limits[{at}].{field}");
-            if !is_label(&rule.name) {
-                let message = "must be 1 to 64 letters, digits or `-._:[]`";
-                found.push(Mistake::new(path("name"), message, ""));
-            }
-            if !seen.insert(&rule.name) {
-                found.push(Mistake::new(path("name"), "is there twice", ""));
-            }
-            if rule.max_requests == 0 {
-                let hint = "at least 1; `rate_limit = \"off\"` turns limits off";
-                found.push(Mistake::new(path("max_requests"), "0 admits nobody", hint));
-            }
-            if rule.window < Duration::from_secs(1) {
-                let message = "is shorter than a second, which headers cannot say";
-                found.push(Mistake::new(path("window"), message, "for example \"60s\""));
-            }
-            if rule.burst == Some(0) {
-                found.push(Mistake::new(path("burst"), "0 admits nobody", "at least 1"));
-            }
-            if rule.burst.is_some() && rule.strategy != LimitStrategy::TokenBucket {
-                let hint = "a window admits `max_requests` at once";
-                let message = "only `token_bucket` has a burst";
-                found.push(Mistake::new(path("burst"), message, hint));
-            }
         }
     }
 

@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_micros((seconds * 1e6).round() as u64))
 }
 
-pub(super) fn serialize<S: Serializer>(
+pub(in crate::config) fn serialize<S: Serializer>(
     duration: &Duration,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -38,11 +38,33 @@ pub(super) fn serialize<S: Serializer>(
     serializer.serialize_str(&text)
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse(&text).map_err(de::Error::custom)
+}
+
+/// The same where there may be none.
+pub(super) mod optional {
+    use super::{Deserializer, Duration, Serializer};
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        // TOML knows no null.
+        super::deserialize(deserializer).map(Some)
+    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,11 @@ pub fn parse(text: &str) -> Result<Config, Vec<Fault>> {
             Err(error) => error,
         };
         let path = error.span().and_then(|span| cut(table.get_mut(), &span));
-        faults.push(fault(text, path.as_deref().unwrap_or_default(), &error));
+        let fault = fault(text, path.as_deref().unwrap_or_default(), &error);
+        // What was cut out for being wrong is missing only therefore.
+        if !faults.iter().any(|found| is_missed_for(&fault, found)) {
+            faults.push(fault);
+        }
         // What cannot be cut out hides what comes after it.
         if path.is_none() {
             break None;
@@ -99,6 +103,19 @@ pub fn parse(text: &str) -> Result<Config, Vec<Fault>> {
     Err(in_order(faults))
 }
 
+/// Whether a field is missing because it was cut out for another mistake.
+fn is_missed_for(fault: &Fault, found: &Fault) -> bool {
+    let field = fault.mistake.message.strip_prefix("missing field `");
+    let field = field.and_then(|rest| rest.strip_suffix('`'));
+    let below = found.mistake.path.strip_prefix(&fault.mistake.path);
+    let (Some(field), Some(below)) = (field, below) else {
+        return false;
+    };
+    below
+        .strip_suffix(field)
+        .is_some_and(|path| path.ends_with('.'))
+}
+
 fn in_order(mut faults: Vec<Fault>) -> Vec<Fault> {
     faults.sort_by_key(|fault| (fault.line, fault.column));
     faults
@@ -106,7 +123,12 @@ fn in_order(mut faults: Vec<Fault>) -> Vec<Fault> {
 
 fn fault(text: &str, path: &str, error: &Error) -> Fault {
     let message = error.message().trim().to_owned();
-    let hint = hint(&message);
+    let hint = match hint(&message) {
+        hint if hint.is_empty() && path.starts_with("prices.") => {
+            "a name with dots needs quotes, as in `[prices.\"gpt-3.5-turbo\"]`".into()
+        }
+        hint => hint,
+    };
     let at = error.span().map_or(0, |span| span.start);
     place(text, at, Mistake::new(path, message, hint))
 }
@@ -164,7 +186,7 @@ fn cut(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
 
 /// Where a path such as `rate_limits[1].window` stands, or what is nearest to it.
 fn find(table: &DeTable<'_>, path: &str) -> Option<usize> {
-    let (head, rest) = path.split_once('.').unwrap_or((path, ""));
+    let (head, rest) = split(path);
     let (name, index) = match head.split_once('[') {
         Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
         None => (head, None),
@@ -183,6 +205,15 @@ fn find(table: &DeTable<'_>, path: &str) -> Option<usize> {
         _ => value.span().start,
     };
     Some(below.unwrap_or(here))
+}
+
+/// The first name of a path, without the quotes that a dot in it needs, and what comes after it.
+fn split(path: &str) -> (&str, &str) {
+    let quoted = path.strip_prefix('"').and_then(|path| path.split_once('"'));
+    match quoted {
+        Some((name, rest)) => (name, rest.strip_prefix('.').unwrap_or(rest)),
+        None => path.split_once('.').unwrap_or((path, "")),
+    }
 }
 
 /// The name that was probably meant, when a message lists those there are.

@@ -4,17 +4,29 @@ mod backend;
 mod check;
 mod duration;
 mod file;
+mod limits;
+mod redis;
+mod secret;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::backend::base_url;
 pub use self::{
     backend::Backend,
     check::Mistake,
     duration::parse as parse_duration,
     file::{Fault, load, parse},
+    limits::{
+        Adaptive, Amount, Estimate, Exception, Identifier, LimitStrategy, Mode, OnStoreError,
+        Price, Rule, TierQuota, Unit,
+    },
+    redis::Redis,
+    secret::Secret,
+};
+pub(crate) use self::{
+    backend::base_url,
+    limits::{BASIC, PREMIUM, told},
 };
 
 /// Everything that can be set. The default is what `demo-gateway` does without any argument.
@@ -25,7 +37,7 @@ pub struct Config {
     pub listen: String,
     /// What `/admin` asks for; made up and printed when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub admin_token: Option<String>,
+    pub admin_token: Option<Secret>,
     /// How endpoints are chosen.
     pub strategy: Strategy,
     /// Whether the rules of `rate_limits` hold.
@@ -39,6 +51,11 @@ pub struct Config {
     /// How long `/readyz` says 503 before a stopping gateway closes its port, for balancers in front of it.
     #[serde(with = "duration")]
     pub drain_delay: Duration,
+    /// How long requests that are over their rate wait for it instead of being refused; 0 for not at all.
+    #[serde(with = "duration")]
+    pub wait_up_to: Duration,
+    /// How many of them wait at a time.
+    pub waiting: usize,
     /// Connections and bodies.
     pub server: Server,
     /// How long a request may take.
@@ -51,6 +68,12 @@ pub struct Config {
     pub objective: Objective,
     /// Who is asking.
     pub identity: Identity,
+    /// Where several gateways count together; without it each counts for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
+    /// What models take for their tokens, by their names; `default` is for all others, which else cost as the dearest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub prices: BTreeMap<String, Price>,
     /// Who may ask how often.
     pub rate_limits: Vec<Rule>,
     /// Where requests go.
@@ -68,12 +91,16 @@ impl Default for Config {
             embedded_backends: 3,
             health_interval: Duration::from_secs(5),
             drain_delay: Duration::ZERO,
+            wait_up_to: Duration::ZERO,
+            waiting: 100,
             server: Server::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
             circuit_breaker: Breaker::default(),
             objective: Objective::default(),
             identity: Identity::default(),
+            redis: None,
+            prices: BTreeMap::new(),
             rate_limits: Rule::defaults(),
             backends: Vec::new(),
         }
@@ -259,19 +286,51 @@ impl Default for Objective {
 }
 
 /// Who is asking.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
     /// Whether `X-User-ID` is believed.
     pub user_header: UserHeader,
     /// Makes the public ids of keys, which are otherwise a plain hash, unguessable.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret: Option<String>,
-    /// Networks whose `X-Forwarded-For` is believed; loopback is not among them by itself.
+    pub secret: Option<Secret>,
+    /// Networks of proxies that are believed about whom they were asked by; loopback is not among them by itself.
     pub trusted_proxies: Vec<String>,
+    /// Instead of it, how many proxies of one's own every request passes, whatever their addresses are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trusted_hops: Option<usize>,
+    /// The header that the proxies write [default: `X-Forwarded-For`, or else `Forwarded`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forwarded: Option<Forwarded>,
+    /// The bits of an IPv6 address that tell one caller from another.
+    pub ipv6_prefix: u8,
     /// The keys that are known. While there are none, a key is only a name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<ApiKey>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            user_header: UserHeader::default(),
+            secret: None,
+            trusted_proxies: Vec::new(),
+            trusted_hops: None,
+            forwarded: None,
+            ipv6_prefix: 64,
+            keys: Vec::new(),
+        }
+    }
+}
+
+/// The header in which proxies say whom they were asked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarded {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// Whether `X-User-ID` is believed.
@@ -292,117 +351,37 @@ pub enum UserHeader {
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
     /// The key itself, as callers send it.
-    pub key: String,
-    /// Which rules hold for it.
-    #[serde(default)]
-    pub tier: Tier,
+    pub key: Secret,
+    /// `premium` keys have rules of their own; rules have numbers of their own for other tiers. Others are `basic`.
+    #[serde(default = "basic")]
+    pub tier: String,
 }
 
-/// Which rules hold for a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tier {
-    /// The rules for users.
-    #[default]
-    Basic,
-    /// The rules for premium users instead.
-    Premium,
-}
-
-/// Who may ask how often.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// The name in headers, answers and metrics.
-    pub name: String,
-    /// What it counts by.
-    pub identifier: Identifier,
-    /// How many requests pass within `window`.
-    pub max_requests: u64,
-    /// The time that `max_requests` is for.
-    #[serde(with = "duration")]
-    pub window: Duration,
-    /// How many pass at once; only for `token_bucket`, which takes `max_requests` without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub burst: Option<u64>,
-    /// How they are counted.
-    #[serde(default)]
-    pub strategy: LimitStrategy,
-}
-
-impl Rule {
-    fn defaults() -> Vec<Self> {
-        use Identifier::{Global, Ip, Premium, User};
-
-        [
-            ("global", Global, 1000),
-            ("per_user", User, 100),
-            ("per_ip", Ip, 200),
-            ("premium_user", Premium, 500),
-        ]
-        .map(|(name, identifier, max_requests)| Self {
-            name: name.into(),
-            identifier,
-            max_requests,
-            window: Duration::from_secs(60),
-            burst: None,
-            strategy: LimitStrategy::default(),
-        })
-        .into()
-    }
-}
-
-/// What a rule counts by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Identifier {
-    /// All requests together.
-    Global,
-    /// The key or the user, unless the key is a premium one.
-    User,
-    /// The address, whoever asks from there.
-    Ip,
-    /// The key or the user behind it, if the key is a premium one.
-    Premium,
-}
-
-/// How the requests of a rule are counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitStrategy {
-    /// In the trailing window, estimated from two counters.
-    #[default]
-    SlidingWindow,
-    /// In windows that follow each other.
-    FixedWindow,
-    /// As a steady rate with a burst.
-    TokenBucket,
-}
-
-impl LimitStrategy {
-    /// The name in files and answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SlidingWindow => "sliding_window",
-            Self::FixedWindow => "fixed_window",
-            Self::TokenBucket => "token_bucket",
+impl ApiKey {
+    /// Of a tier.
+    pub fn new(key: impl Into<Secret>, tier: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            tier: tier.into(),
         }
     }
+}
+
+fn basic() -> String {
+    BASIC.into()
 }
 
 impl Config {
     /// As TOML, with what is secret left out.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         let mut shown = self.clone();
-        let hide = |secret: &mut Option<String>| {
-            if let Some(secret) = secret {
-                *secret = "(hidden)".into();
-            }
-        };
-        hide(&mut shown.admin_token);
-        hide(&mut shown.identity.secret);
-        for key in &mut shown.identity.keys {
-            key.key = "(hidden)".into();
+        let secrets = shown.admin_token.iter_mut();
+        let secrets = secrets.chain(&mut shown.identity.secret);
+        secrets
+            .chain(shown.identity.keys.iter_mut().map(|key| &mut key.key))
+            .for_each(Secret::hide);
+        if let Some(redis) = &mut shown.redis {
+            redis.hide();
         }
         toml::to_string(&shown)
     }

@@ -12,10 +12,7 @@ fn what_is_printed_is_read_back_without_the_secrets() {
         ..Config::default()
     };
     config.identity.secret = Some("pepper".into());
-    config.identity.keys = vec![ApiKey {
-        key: "sk-live".into(),
-        tier: Tier::Premium,
-    }];
+    config.identity.keys = vec![ApiKey::new("sk-live", "premium")];
     let text = config.to_toml().unwrap();
     for secret in ["top-secret-token", "pepper", "sk-live"] {
         assert!(!text.contains(secret), "{text}");

@@ -109,10 +109,7 @@ async fn a_batch_of_nothing_is_signed_too() {
 async fn who_is_refused_while_still_sending_gets_the_answer_and_no_reset() {
     let backend = backend().await;
     let mut config = config(&[&backend]);
-    config.identity.keys = vec![demo_gateway::config::ApiKey {
-        key: "sk-a".into(),
-        tier: Default::default(),
-    }];
+    config.identity.keys = vec![demo_gateway::config::ApiKey::new("sk-a", "basic")];
     let gateway = start(config).await;
     let big = format!("{{\"prompt\":\"{}\"}}", "x".repeat(3 << 20));
     let mut broken = 0;

@@ -2,22 +2,18 @@
 
 use demo_gateway::{
     Config,
-    config::{ApiKey, Switch, Tier, UserHeader},
+    config::{ApiKey, Switch, UserHeader},
 };
 use http::StatusCode;
 
 use crate::support::{CHAT, PROMPT, backend, config, get, post, post_with, start};
 
 fn with_keys(config: Config) -> Config {
-    let key = |key: &str, tier| ApiKey {
-        key: key.into(),
-        tier,
-    };
     let mut config = config;
     config.rate_limit = Switch::Default;
     config.identity.keys = vec![
-        key("sk-basic", Tier::Basic),
-        key("sk-premium", Tier::Premium),
+        ApiKey::new("sk-basic", "basic"),
+        ApiKey::new("sk-premium", "premium"),
     ];
     config
 }

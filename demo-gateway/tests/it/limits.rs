@@ -14,13 +14,10 @@ use crate::support::{
 
 /// Two requests a minute for each user.
 async fn two_for_each(backend: &MockBackend) -> Gateway {
-    let rule = |name: &str, identifier, max_requests| Rule {
-        name: name.into(),
-        identifier,
-        max_requests,
-        window: std::time::Duration::from_secs(3600),
-        burst: None,
+    let hour = std::time::Duration::from_secs(3600);
+    let rule = |name: &str, identifier, max_requests: u64| Rule {
         strategy: LimitStrategy::FixedWindow,
+        ..Rule::new(name, identifier, max_requests, hour)
     };
     start(Config {
         rate_limit: Switch::Default,

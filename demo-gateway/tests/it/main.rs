@@ -16,5 +16,8 @@ mod input;
 mod limits;
 mod openai;
 mod process;
+mod redis;
+mod rules;
 mod stream;
 mod support;
+mod tokens;

@@ -47,6 +47,22 @@ pub(crate) fn config(backends: &[&MockBackend]) -> Config {
     }
 }
 
+/// The same with what this file says about limits and callers.
+pub(crate) fn limited(backends: &[&MockBackend], toml: &str) -> Config {
+    let read = demo_gateway::config::parse(toml);
+    let read = read.unwrap_or_else(|faults| panic!("{faults:#?}"));
+    Config {
+        rate_limit: Switch::Default,
+        rate_limits: read.rate_limits,
+        wait_up_to: read.wait_up_to,
+        waiting: read.waiting,
+        prices: read.prices,
+        redis: read.redis,
+        identity: read.identity,
+        ..config(backends)
+    }
+}
+
 pub(crate) async fn start(config: Config) -> Gateway {
     Gateway::start(config).await.unwrap()
 }
@@ -154,6 +170,19 @@ pub(crate) async fn admin(gateway: &Gateway, method: Method, path: &str, body: &
         .header("content-type", "application/json")
         .body(Full::from(body.to_owned()));
     send(request.unwrap()).await
+}
+
+/// How somebody stands with a rule.
+pub(crate) async fn standing(gateway: &Gateway, identifier: &str, rule: &str) -> Value {
+    let all = get(gateway, &format!("/rate-limits/{identifier}")).await;
+    all.json()[rule].take()
+}
+
+/// What of a rule is left to somebody.
+pub(crate) async fn left(gateway: &Gateway, identifier: &str, rule: &str) -> f64 {
+    let standing = standing(gateway, identifier, rule).await;
+    let remaining = standing["remaining"].as_f64();
+    remaining.unwrap_or_else(|| panic!("{rule}: {standing}"))
 }
 
 /// What comes back for bytes that no client library would send.
