@@ -79,6 +79,6 @@ pub use palisade_core::{
 };
 
 /// Compiles the examples of the README.
-#[cfg(all(doctest, feature = "full"))]
+#[cfg(all(doctest, feature = "full", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 pub struct Readme;

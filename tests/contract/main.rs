@@ -13,10 +13,11 @@ use palisade::{
     Ratio,
     balance::{Balance, Endpoint, Endpoints},
     circuit_breaker::{CircuitBreaker, CircuitBreakerLayer},
+    classify::Sse,
     deadline::{AttemptTimeoutLayer, DeadlineLayer},
     gate::GateLayer,
     gates,
-    rate_limit::{Headers, Quota, RateLimit, RateLimitLayer},
+    rate_limit::{Headers, Quota, QuotaMirrorLayer, RateLimit, RateLimitLayer, Rule},
     retry::{Backoff, Repeatable, RetryLayer},
     sla::{Objective, Sla, SlaLayer},
 };
@@ -105,6 +106,34 @@ table! {
         layer: |inner| RateLimitLayer::new(Quota::per_second(1000)).layer(inner),
         readiness: Readiness::OfInner,
         allocations: 3,
+    }
+    rate_limit_of_what_is_in_flight "rate-limit" {
+        layer: |inner| {
+            let places = Rule::in_flight("places", 1000);
+            let limit = RateLimitLayer::rules([places]).expect("a rule");
+            limit.headers(Headers::Off).layer(inner)
+        },
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    rate_limit_of_tokens "rate-limit" {
+        layer: |inner| {
+            let tokens = Rule::tokens("tokens", Quota::per_hour(1_000_000)).growing();
+            let limit = RateLimitLayer::rules([tokens]).expect("a rule");
+            limit.headers(Headers::Off).classify(Sse).layer(inner)
+        },
+        readiness: Readiness::OfInner,
+        allocations: 1,
+    }
+    rate_limit_that_lets_requests_wait "rate-limit" {
+        layer: |inner| limit().wait_up_to(SECOND, 100).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    quota_mirror "rate-limit" {
+        layer: |inner| QuotaMirrorLayer::new().layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
     }
     retry_of_what_may_be_retried "retry" {
         layer: |inner| retry().layer(inner),
