@@ -196,7 +196,11 @@ async fn a_server_that_has_become_a_replica_is_not_asked_until_it_can_be_written
     let store = store(&server).await;
     server.cli(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
     let error = testing::take(&store, &ask(&store)).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Failed(_)), "{error:?}");
+    // If the upkeep was first to find out, it is down.
+    assert!(
+        matches!(&error, StoreError::Failed(_) | StoreError::Down),
+        "{error:?}"
+    );
     assert!(!store.state().up);
     until(|| store.state().errors > 2).await;
     let what = store.state().last_error.unwrap();
@@ -216,13 +220,16 @@ async fn a_server_without_memory_is_not_asked_until_it_has_some() {
     let server = Server::with(&["--maxmemory-policy", "noeviction"]);
     let store = store(&server).await;
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    for _ in 0..5 {
-        let error = testing::take(&store, &ask(&store)).await.unwrap_err();
-        assert!(
-            matches!(&error, StoreError::Failed(what) if what.contains("OOM")),
-            "{error:?}"
-        );
+    let mut refused = 0;
+    loop {
+        match testing::take(&store, &ask(&store)).await.unwrap_err() {
+            StoreError::Failed(what) if what.contains("OOM") => refused += 1,
+            StoreError::Down => break,
+            error => panic!("{error:?}"),
+        }
     }
+    // The upkeep may have been one of the five.
+    assert!((4..=5).contains(&refused), "{refused}");
     assert_eq!(store.state().trips, 1);
     let errors = store.state().errors;
     until(|| store.state().errors > errors).await;
