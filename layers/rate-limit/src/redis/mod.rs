@@ -47,7 +47,7 @@ const JOBS: usize = 10_000;
 /// key can be written: after 250 ms, and then after twice as long each time, up to 5 s. A connection that breaks is
 /// replaced at once.
 ///
-/// When more than four decisions are under way they share scripts, up to 32 each, which makes 1.5 to 2 times as many of
+/// When more than four decisions are under way they share scripts, up to 32 each, which makes 1.2 to 2.2 times as many of
 /// one rule, and 1.1 to 1.5 times as many of four, with the same server. A place in flight whose process is gone is free
 /// after 30 seconds.
 ///
