@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Limit, settle::Growing};
+use super::{Limit, growth::Growing};
 use crate::{
     central::{Answer, Plan, Subject},
     cost::Account,

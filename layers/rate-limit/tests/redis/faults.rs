@@ -241,7 +241,8 @@ async fn a_server_without_memory_is_not_asked_until_it_has_some() {
 
 #[tokio::test]
 async fn users_passwords_databases_and_sockets_are_reached_by_their_urls() {
-    let socket = format!("/tmp/palisade-{}.sock", free_port());
+    let socket = std::env::temp_dir().join(format!("palisade-{}.sock", free_port()));
+    let socket = socket.to_str().unwrap();
     let server = Server::with(&[
         "--requirepass",
         "p@ss",
@@ -253,7 +254,7 @@ async fn users_passwords_databases_and_sockets_are_reached_by_their_urls() {
         "&*",
         "+@all",
         "--unixsocket",
-        &socket,
+        socket,
     ]);
     let port = server.port;
     for url in [
