@@ -11,6 +11,7 @@ mod headers;
 mod in_flight;
 mod keys;
 mod layer;
+mod lines;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod pacing;
@@ -19,6 +20,7 @@ mod routes;
 mod seed;
 mod several;
 mod shadow;
+mod streams;
 mod threads;
 mod tiers;
 mod tokens;
