@@ -154,6 +154,11 @@ impl<A: Settle, B: Settle> Settle for (A, B) {
         self.0.decorate(headers);
     }
 
+    fn hear(&mut self, headers: &HeaderMap) {
+        self.1.hear(headers);
+        self.0.hear(headers);
+    }
+
     fn first_data(&mut self, now: Instant) {
         self.1.first_data(now);
         self.0.first_data(now);

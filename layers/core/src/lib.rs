@@ -34,6 +34,7 @@
 
 pub mod attempt;
 pub mod classify;
+pub mod cost;
 pub mod deadline;
 pub mod gate;
 pub mod head;

@@ -42,6 +42,10 @@ pub trait Settle: Send + 'static {
     /// Adds to the headers of the answer, or of the refusal of a layer further in. Called at most once.
     fn decorate(&mut self, _headers: &mut HeaderMap) {}
 
+    /// Hears the headers of the answer as the service sent them, and later its trailers: each before the verdict that
+    /// it may bring.
+    fn hear(&mut self, _headers: &HeaderMap) {}
+
     /// Hears of the first data of the answer. Called at most once, and never after the verdict.
     fn first_data(&mut self, _now: Instant) {}
 
@@ -142,6 +146,9 @@ impl<G: Settle, J: Judge> Watch<G, J> {
     #[inline]
     pub fn answer<B: Body>(mut self, mut response: Response<B>) -> Response<ResponseBody<B, G, J>> {
         let now = Now::new(time::now);
+        if let Some(guard) = &mut self.guard {
+            guard.hear(response.headers());
+        }
         let head = ResponseHead::from(&response);
         if let Some(verdict) = self.judge.as_mut().and_then(|judge| judge.head(&head)) {
             self.tell(&now, verdict);
@@ -217,6 +224,9 @@ impl<G: Settle, J: Judge> Watch<G, J> {
 
     #[inline]
     fn end(&mut self, now: &Now, trailers: Option<&HeaderMap>) {
+        if let (Some(guard), Some(trailers)) = (&mut self.guard, trailers) {
+            guard.hear(trailers);
+        }
         if let Some(verdict) = self.judge.as_mut().map(|judge| judge.end(trailers)) {
             self.finish(now, verdict);
         }
@@ -261,9 +271,28 @@ impl<G: Settle, J: Judge> Watch<G, J> {
 }
 
 impl<G: Settle, J: Judge> Drop for Watch<G, J> {
+    #[inline]
     fn drop(&mut self) {
         if self.judge.is_some() {
-            self.finish(&Now::new(time::now), Verdict::Canceled);
+            // A judge may panic as it is asked: its guard hears of the end all the same.
+            Cancel(self).tell();
+        }
+    }
+}
+
+/// The caller left before the verdict.
+struct Cancel<'a, G: Settle, J: Judge>(&'a mut Watch<G, J>);
+
+impl<G: Settle, J: Judge> Cancel<'_, G, J> {
+    fn tell(&mut self) {
+        self.0.finish(&Now::new(time::now), Verdict::Canceled);
+    }
+}
+
+impl<G: Settle, J: Judge> Drop for Cancel<'_, G, J> {
+    fn drop(&mut self) {
+        if self.0.judge.is_some() {
+            self.tell();
         }
     }
 }

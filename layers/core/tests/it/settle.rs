@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -279,6 +280,69 @@ impl Settle for Signs {
     fn settle(&mut self, _: &End, _: Instant) {}
 }
 
+/// A guard that notes the headers that it hears, and when the verdict comes between.
+#[derive(Clone, Default)]
+struct Hears(&'static str, Arc<Mutex<Vec<String>>>);
+
+impl Gate for Hears {
+    type Guard = Self;
+
+    fn admit(&self, _: &RequestHead<'_>, _: Instant) -> Admit<Self> {
+        Admit::Now(Ok(self.clone()))
+    }
+}
+
+impl Settle for Hears {
+    fn hear(&mut self, headers: &HeaderMap) {
+        let names: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
+        let heard = format!("{} {}", self.0, names.join(" "));
+        self.1.lock().unwrap().push(heard);
+    }
+
+    fn settle(&mut self, end: &End, _: Instant) {
+        let told = format!("{} {:?}", self.0, end.verdict);
+        self.1.lock().unwrap().push(told);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_hear_headers_and_trailers_before_the_verdicts_that_they_bring() {
+    let heard = Arc::default();
+    let hears = |name| Hears(name, Arc::clone(&heard));
+    let layer = GateLayer::new(hears("a")).and(hears("b")).classify(Grpc);
+    let service = layer.layer(Answers(|| {
+        let steps = Steps::new([Step::Data("hello"), Step::Trailers(trailers("0"))]);
+        let response = Response::builder().header("content-type", "application/grpc");
+        response.body(steps).unwrap()
+    }));
+    exchange(service).await.unwrap();
+    let expected = [
+        "b content-type",
+        "a content-type",
+        "b grpc-status",
+        "a grpc-status",
+        "b Success",
+        "a Success",
+    ];
+    assert_eq!(*heard.lock().unwrap(), expected);
+
+    heard.lock().unwrap().clear();
+    let bad = GateLayer::new(hears("a")).layer(Answers(|| {
+        let response = Response::builder().status(500).header("x-load", "9");
+        response.body(hello()).unwrap()
+    }));
+    exchange(bad).await.unwrap();
+    assert!(matches!(&heard.lock().unwrap()[..], [head, verdict]
+        if head == "a x-load" && verdict == "a Failure"));
+
+    heard.lock().unwrap().clear();
+    let refused = GateLayer::new(hears("a")).and(Refuses);
+    let refused = refused.layer(Answers(|| Response::new(hello())));
+    exchange(refused).await.unwrap_err();
+    let verdicts = heard.lock().unwrap().len();
+    assert_eq!(verdicts, 1, "a refusal is no answer");
+}
+
 /// A gate that refuses all.
 #[derive(Clone)]
 struct Refuses;
@@ -381,4 +445,11 @@ async fn a_judge_that_panics_when_asked_for_tokens_still_settles_the_guard() {
     let exchange = exchange(layer.layer(Answers(|| Response::new(hello()))));
     assert!(tokio::spawn(exchange).await.unwrap_err().is_panic());
     assert_eq!(log.take()[2..], ["a Canceled after 0s", "a released"]);
+
+    // And when that is because the caller leaves.
+    let service = layer.layer(Answers(|| Response::new(hello())));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let leaves = AssertUnwindSafe(|| drop(response));
+    catch_unwind(leaves).unwrap_err();
+    assert_eq!(log.take()[1..], ["a Canceled after 0s", "a released"]);
 }
