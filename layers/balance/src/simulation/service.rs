@@ -6,17 +6,20 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
-use palisade_core::{attempt::Attempts, classify::Verdict, time};
+use palisade_core::{classify::Verdict, time};
 use tokio::{task::JoinSet, time::Instant};
 use tower::ServiceExt;
 use tower_service::Service;
 
-use super::world::{self, Job, Outcome, Server, Workload};
+use super::{
+    Policy, Scenario, TUNING_SEEDS, Workload, jobs::Job, run, server::Server, world::World,
+};
 use crate::{Balance, Endpoint, Endpoints};
 
 /// An endpoint that answers when the model says so.
@@ -39,12 +42,16 @@ impl Service<Request<Job>> for Simulated {
 
     fn call(&mut self, request: Request<Job>) -> Self::Future {
         let now = (time::now() - self.born).as_nanos() as u64;
-        let (end, verdict) = self.server.lock().unwrap().serve(request.body(), now);
-        let end = self.born + world::nanos(end);
+        let served = self
+            .server
+            .lock()
+            .unwrap()
+            .serve(request.body(), f64::INFINITY, now);
+        let end = self.born + Duration::from_nanos(served.end);
         Box::pin(async move {
             tokio::time::sleep_until(end).await;
             let mut response = Response::new(Empty::new());
-            if verdict == Verdict::Failure {
+            if served.verdict == Verdict::Failure {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             }
             Ok(response)
@@ -52,52 +59,57 @@ impl Service<Request<Job>> for Simulated {
     }
 }
 
-pub(super) async fn run(workload: Arc<Workload>, jobs: Vec<Job>) -> Outcome {
+/// p99 in seconds, and the part that failed.
+async fn serve(world: World) -> (f64, f64) {
     let born = time::now();
     let endpoints = Endpoints::default();
-    let mut ids = Vec::new();
-    for (at, kind) in workload.endpoints.iter().enumerate() {
-        let server = Arc::new(Mutex::new(Server::new(*kind)));
-        ids.push(endpoints.insert(Endpoint::new(at.to_string(), Simulated { server, born })));
+    for (at, server) in world.servers.into_iter().enumerate() {
+        let server = Arc::new(Mutex::new(server));
+        endpoints.insert(Endpoint::new(at.to_string(), Simulated { server, born }));
     }
     let service = Balance::adaptive(endpoints.clone());
-    let ids = Arc::new(ids);
-    let mut outcome = Outcome::new(jobs.len());
     let mut tasks = JoinSet::new();
-    for (number, job) in jobs.into_iter().enumerate() {
-        let arrives = born + world::nanos(job.arrives);
+    let warm_up = world.jobs.len() / 10;
+    for (number, job) in world.jobs.into_iter().enumerate() {
+        let arrives = born + Duration::from_nanos(job.arrives);
         tokio::time::sleep_until(arrives).await;
-        let (service, ids) = (service.clone(), ids.clone());
+        let service = service.clone();
         tasks.spawn(async move {
-            let attempts = Attempts::default();
-            let mut request = Request::new(job);
-            request.extensions_mut().insert(attempts.clone());
-            let response = service.oneshot(request).await.unwrap();
-            let latency = time::now() - arrives;
-            let at = ids.iter().position(|id| Some(*id) == attempts.last());
-            (number, at.unwrap(), latency, response.status())
+            let response = service.oneshot(Request::new(job)).await.unwrap();
+            (number, time::now() - arrives, response.status())
         });
-        while let Some(done) = tasks.try_join_next() {
-            note(&mut outcome, done.unwrap());
-        }
     }
-    while let Some(done) = tasks.join_next().await {
-        note(&mut outcome, done.unwrap());
-    }
-    let in_flight: u32 = endpoints
-        .snapshot()
-        .iter()
-        .map(|endpoint| endpoint.in_flight)
-        .sum();
-    assert_eq!(in_flight, 0);
-    outcome
+    let mut counted = tasks.join_all().await;
+    counted.retain(|&(number, _, _)| number >= warm_up);
+    let failed = counted.iter().filter(|one| one.2 != StatusCode::OK).count();
+    let mut latencies: Vec<_> = counted.iter().map(|one| one.1).collect();
+    latencies.sort_unstable();
+    let snapshot = endpoints.snapshot();
+    assert!(snapshot.iter().all(|endpoint| endpoint.in_flight == 0));
+    let p99 = latencies[latencies.len() * 99 / 100].as_secs_f64();
+    (p99, failed as f64 / counted.len() as f64)
 }
 
-fn note(outcome: &mut Outcome, done: (usize, usize, std::time::Duration, StatusCode)) {
-    let (number, at, latency, status) = done;
-    let verdict = match status {
-        StatusCode::OK => Verdict::Success,
-        _ => Verdict::Failure,
-    };
-    outcome.note(number, at, latency.as_nanos() as u64, verdict);
+#[test]
+fn the_whole_service_stays_near_the_oracle_too() {
+    for name in ["slow1", "hetero", "blackhole"] {
+        let workload = Workload::named(name).unwrap();
+        let (mut oracles, mut served, mut errors) = (0.0, 0.0, 0.0);
+        for seed in TUNING_SEEDS {
+            let scenario = Scenario::of(workload.clone()).seed(seed).requests(10_000);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            let (p99, failed) = runtime.block_on(serve(World::new(&scenario)));
+            oracles += run(&scenario, Policy::Queues).unwrap().latency.p99;
+            served += p99;
+            errors += failed / TUNING_SEEDS.len() as f64;
+        }
+        let ratio = served / oracles;
+        println!("{name} through the service: {ratio:.3} of the oracle's p99, {errors:.5} errors");
+        assert!(ratio <= 1.15, "{name}: {ratio}");
+        assert!(errors < 0.001, "{name}: {errors}");
+    }
 }

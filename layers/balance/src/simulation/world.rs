@@ -1,270 +1,302 @@
-//! Arrivals, endpoints with a few places and a queue each, and what becomes of the requests. Times are nanoseconds.
+//! The course of events: requests come, are placed, answered or given up. Times are nanoseconds.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use palisade_core::classify::Verdict;
 
-use crate::coin::Coin;
+use super::{
+    Scenario,
+    jobs::{self, Job, SECOND},
+    policy::{Balancer, Over},
+    record::{Fate, Record},
+    server::{self, Server},
+    workload::Fault,
+};
 
-const SECOND: f64 = 1e9;
-/// Requests that each endpoint works on at the same time.
-const PLACES: usize = 4;
-/// Of what the working endpoints can do.
-const LOAD: f64 = 0.9;
-/// The part of a run that is not counted.
-const WARM_UP: f64 = 0.1;
-const FAILS_AFTER: u64 = 1_000_000;
+/// An answer to a probe is under way so long.
+const PROBE_TAKES: u64 = 1_000_000;
+/// Requests that no endpoint may take look again so often.
+const LOOK_AGAIN: u64 = 10_000_000;
+/// And give up after so long, as the service does.
+const PATIENCE: u64 = 3_000_000_000;
 
-pub(super) fn nanos(nanos: u64) -> Duration {
-    Duration::from_nanos(nanos)
+/// The same world for every policy.
+pub(super) struct World {
+    pub(super) jobs: Vec<Job>,
+    pub(super) servers: Vec<Server>,
+    /// How long the run takes.
+    pub(super) whole: f64,
+    pub(super) first_work: f64,
+    deadline: Option<u64>,
+    /// When which endpoint leaves or joins.
+    moves: Vec<(u64, Event)>,
 }
 
-/// Ten endpoints with four places each, where work takes a second on average, exponentially distributed.
-#[derive(Clone, Debug)]
-pub(super) struct Workload {
-    pub(super) name: &'static str,
-    pub(super) endpoints: Vec<Kind>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
-    Works {
-        speed: f64,
-    },
-    /// Answers with a failure after a millisecond.
-    Fails,
-}
-
-impl Workload {
-    pub(super) fn equal() -> Self {
-        Self::new("equal", &[])
-    }
-
-    pub(super) fn hetero() -> Self {
-        let slow = Kind::Works { speed: 0.4 };
-        Self::new("hetero", &[slow, slow])
-    }
-
-    pub(super) fn slow1() -> Self {
-        Self::new("slow1", &[Kind::Works { speed: 0.1 }])
-    }
-
-    pub(super) fn black_hole() -> Self {
-        Self::new("blackhole", &[Kind::Fails])
-    }
-
-    fn new(name: &'static str, odd: &[Kind]) -> Self {
-        let mut endpoints = odd.to_vec();
-        endpoints.resize(10, Kind::Works { speed: 1.0 });
-        Self { name, endpoints }
-    }
-
-    /// Requests per second.
-    fn rate(&self) -> f64 {
-        let speeds = self.endpoints.iter().map(|kind| match kind {
-            Kind::Works { speed } => *speed,
-            Kind::Fails => 0.0,
-        });
-        LOAD * PLACES as f64 * speeds.sum::<f64>()
+impl World {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let workload = &scenario.workload;
+        let whole = jobs::duration(scenario);
+        let groups = workload.endpoints.iter();
+        let each = groups.flat_map(|group| std::iter::repeat_n(group, group.count));
+        let mut moves = Vec::new();
+        let mut servers = Vec::new();
+        for (at, group) in each.enumerate() {
+            servers.push(Server::new(group, at as u64, whole, scenario.seed));
+            let absent = group
+                .troubles
+                .iter()
+                .filter(|trouble| trouble.fault == Fault::Absent);
+            for trouble in absent {
+                let from = (trouble.from * whole) as u64;
+                if from > 0 {
+                    moves.push((from, Event::Leaves(at as u32)));
+                }
+                let to = server::until(trouble.to, whole);
+                if to < u64::MAX {
+                    moves.push((to, Event::Joins(at as u32)));
+                }
+            }
+        }
+        Self {
+            jobs: jobs::jobs(scenario),
+            servers,
+            whole,
+            first_work: workload
+                .first_data
+                .map_or(f64::INFINITY, |part| part * workload.mean * SECOND),
+            deadline: workload.deadline.map(|after| (after * SECOND) as u64),
+            moves,
+        }
     }
 }
 
-/// One request.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Job {
-    pub(super) arrives: u64,
-    /// Nanoseconds at full speed.
-    pub(super) work: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Leaves(u32),
+    Joins(u32),
+    /// The answers to probes: a gateway, an endpoint.
+    Probed(u32, u32),
+    FirstData(u32),
+    /// A request is over for its caller.
+    Over(u32),
+    /// A request is over at its endpoint, and its caller has left: the endpoint, how many were there when it came, and
+    /// how many milliseconds it took.
+    Done(u32, u32, u32),
+    LooksAgain(u32),
 }
 
-impl Job {
-    /// Arrivals and work come from streams of their own, so that all policies see the same.
-    pub(super) fn poisson(workload: &Workload, requests: usize, seed: u64) -> Vec<Self> {
-        let mut arrivals = Coin::seeded(seed);
-        let mut work = Coin::seeded(seed ^ 0x5EED);
-        let pause = SECOND / workload.rate();
-        let mut arrives = 0.0;
-        let one = |_| {
-            arrives += exponential(&mut arrivals) * pause;
-            Self {
-                arrives: arrives as u64,
-                work: exponential(&mut work) * SECOND,
+/// A request that is not over.
+struct Flight<T> {
+    job: u32,
+    endpoint: u32,
+    /// How many were at the endpoint when it came.
+    level: u32,
+    sent: u64,
+    /// When its first data came or will come.
+    first: u64,
+    end: u64,
+    verdict: Verdict,
+    /// `None` while it has no endpoint.
+    ticket: Option<T>,
+}
+
+pub(super) fn play<B: Balancer>(world: World, mut balancer: B) -> (Record, B) {
+    let moves = world.moves.iter().copied();
+    let mut events = BinaryHeap::with_capacity(1024);
+    events.extend(moves.enumerate().map(|(order, (at, event))| {
+        let order = order as u64;
+        Reverse((at, order, event))
+    }));
+    let mut course = Course {
+        record: Record::new(&world),
+        order: world.moves.len() as u64,
+        events,
+        flights: Vec::new(),
+        vacant: Vec::new(),
+        asked: Vec::new(),
+        balancer: &mut balancer,
+        world,
+    };
+    for number in 0..course.world.jobs.len() {
+        let arrives = course.world.jobs[number].arrives;
+        course.advance(arrives);
+        course.arrive(number as u32, arrives);
+    }
+    course.advance(u64::MAX);
+    let record = course.record;
+    (record, balancer)
+}
+
+struct Course<'a, B: Balancer> {
+    world: World,
+    balancer: &'a mut B,
+    record: Record,
+    /// Events at the same time happen in the order in which they were foreseen.
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    order: u64,
+    flights: Vec<Flight<B::Ticket>>,
+    vacant: Vec<u32>,
+    asked: Vec<usize>,
+}
+
+impl<B: Balancer> Course<'_, B> {
+    fn advance(&mut self, to: u64) {
+        while let Some(&Reverse((now, _, event))) = self.events.peek()
+            && now <= to
+        {
+            self.events.pop();
+            self.happens(event, now);
+        }
+    }
+
+    fn foresee(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((at, self.order, event)));
+    }
+
+    fn happens(&mut self, event: Event, now: u64) {
+        match event {
+            Event::Leaves(at) => {
+                self.world.servers[at as usize].present = false;
+                self.balancer.leave(at as usize, now);
+            }
+            Event::Joins(at) => {
+                self.world.servers[at as usize].present = true;
+                self.balancer.join(at as usize, now);
+            }
+            Event::Probed(gateway, at) => {
+                let server = &self.world.servers[at as usize];
+                if server.tells(now) {
+                    let report = server.report();
+                    self.balancer
+                        .probed(gateway as usize, at as usize, report, now);
+                }
+            }
+            Event::FirstData(at) => {
+                let flight = &mut self.flights[at as usize];
+                let gateway = self.world.jobs[flight.job as usize].gateway;
+                if let Some(ticket) = &mut flight.ticket {
+                    self.balancer.first_data(gateway as usize, ticket, now);
+                }
+            }
+            Event::Over(at) => self.over(at, now),
+            Event::Done(at, level, took) => {
+                self.world.servers[at as usize].over(level, u64::from(took) * 1_000_000);
+            }
+            Event::LooksAgain(at) => self.place(at, now),
+        }
+    }
+
+    fn arrive(&mut self, job: u32, now: u64) {
+        let gateway = self.world.jobs[job as usize].gateway;
+        let flight = Flight {
+            job,
+            endpoint: 0,
+            level: 0,
+            sent: now,
+            first: u64::MAX,
+            end: u64::MAX,
+            verdict: Verdict::Canceled,
+            ticket: None,
+        };
+        let at = match self.vacant.pop() {
+            Some(at) => {
+                self.flights[at as usize] = flight;
+                at
+            }
+            None => {
+                self.flights.push(flight);
+                self.flights.len() as u32 - 1
             }
         };
-        (0..requests).map(one).collect()
-    }
-}
-
-fn exponential(coin: &mut Coin) -> f64 {
-    -(1.0 - coin.share()).ln()
-}
-
-/// One endpoint: places and a queue, first come, first served.
-#[derive(Clone, Debug)]
-pub(super) struct Server {
-    kind: Kind,
-    /// When each place is free.
-    places: BinaryHeap<Reverse<u64>>,
-}
-
-impl Server {
-    pub(super) fn new(kind: Kind) -> Self {
-        let places = std::iter::repeat_n(Reverse(0), PLACES).collect();
-        Self { kind, places }
+        let mut asked = std::mem::take(&mut self.asked);
+        self.balancer
+            .probes(gateway as usize, &self.world.servers, &mut asked);
+        self.record.probes += asked.len() as u64;
+        for endpoint in asked.drain(..) {
+            self.foresee(now + PROBE_TAKES, Event::Probed(gateway, endpoint as u32));
+        }
+        self.asked = asked;
+        self.place(at, now);
     }
 
-    /// When a request that comes now is over, and how.
-    pub(super) fn serve(&mut self, job: &Job, now: u64) -> (u64, Verdict) {
-        let Kind::Works { speed } = self.kind else {
-            return (now + FAILS_AFTER, Verdict::Failure);
+    /// Finds an endpoint.
+    fn place(&mut self, at: u32, now: u64) {
+        let number = self.flights[at as usize].job;
+        let job = self.world.jobs[number as usize];
+        let deadline = self
+            .world
+            .deadline
+            .map_or(u64::MAX, |after| job.arrives + after);
+        let (endpoint, ticket) = match self.balancer.choose(&job, &self.world.servers, now) {
+            Ok(chosen) => chosen,
+            Err(until) => {
+                let last = deadline.min(job.arrives + PATIENCE);
+                if now >= last {
+                    self.record.note(number, &job, now, now, Fate::Unplaced);
+                    self.vacant.push(at);
+                    return;
+                }
+                let soon = now + LOOK_AGAIN;
+                let next = until.map_or(soon, |until| until.clamp(now + 1, soon));
+                self.foresee(next.min(last), Event::LooksAgain(at));
+                return;
+            }
         };
-        let Reverse(free) = self.places.pop().unwrap();
-        let end = free.max(now) + (job.work / speed) as u64;
-        self.places.push(Reverse(end));
-        (end, Verdict::Success)
-    }
-}
-
-/// Sends requests to endpoints and hears how they end.
-pub(super) trait Policy {
-    type Ticket;
-
-    fn choose(&mut self, now: u64) -> (usize, Self::Ticket);
-
-    fn over(&mut self, at: usize, ticket: Self::Ticket, verdict: Verdict, age: u64, now: u64);
-}
-
-pub(super) fn run<P: Policy>(workload: &Workload, jobs: &[Job], mut policy: P) -> Outcome {
-    let mut servers: Vec<_> = workload
-        .endpoints
-        .iter()
-        .copied()
-        .map(Server::new)
-        .collect();
-    let mut ends = BinaryHeap::new();
-    let mut running = HashMap::new();
-    let mut outcome = Outcome::new(jobs.len());
-    for (number, job) in jobs.iter().enumerate() {
-        while let Some(&Reverse((end, ended))) = ends.peek()
-            && end <= job.arrives
-        {
-            ends.pop();
-            let (at, ticket, verdict, began) = running.remove(&ended).unwrap();
-            policy.over(at, ticket, verdict, end - began, end);
-        }
-        let (at, ticket) = policy.choose(job.arrives);
-        let (end, verdict) = servers[at].serve(job, job.arrives);
-        outcome.note(number, at, end - job.arrives, verdict);
-        ends.push(Reverse((end, number)));
-        running.insert(number, (at, ticket, verdict, job.arrives));
-    }
-    outcome
-}
-
-/// Joins the queue in which the request would be over first, were it of average size.
-pub(super) struct Oracle {
-    speeds: Vec<f64>,
-    in_flight: Vec<usize>,
-}
-
-impl Oracle {
-    pub(super) fn new(workload: &Workload) -> Self {
-        let speed = |kind: &Kind| match kind {
-            Kind::Works { speed } => *speed,
-            Kind::Fails => 0.0,
+        self.record.sent(number, endpoint);
+        let server = &mut self.world.servers[endpoint];
+        let level = server.in_flight;
+        let served = server.serve(&job, self.world.first_work, now);
+        let gives_up = served.end > deadline;
+        let flight = &mut self.flights[at as usize];
+        flight.endpoint = endpoint as u32;
+        flight.level = level;
+        flight.sent = now;
+        flight.first = served.first;
+        flight.end = served.end.min(deadline);
+        flight.verdict = if gives_up {
+            Verdict::Canceled
+        } else {
+            served.verdict
         };
-        let speeds: Vec<_> = workload.endpoints.iter().map(speed).collect();
-        let in_flight = vec![0; speeds.len()];
-        Self { speeds, in_flight }
-    }
-
-    fn expected(&self, at: usize) -> f64 {
-        let ahead = (self.in_flight[at] + 1).saturating_sub(PLACES);
-        (1.0 + ahead as f64 / PLACES as f64) / self.speeds[at]
-    }
-}
-
-impl Policy for Oracle {
-    type Ticket = ();
-
-    fn choose(&mut self, _: u64) -> (usize, ()) {
-        let all = 0..self.speeds.len();
-        let at = all.min_by(|&a, &b| self.expected(a).total_cmp(&self.expected(b)));
-        let at = at.unwrap();
-        self.in_flight[at] += 1;
-        (at, ())
-    }
-
-    fn over(&mut self, at: usize, (): (), _: Verdict, _: u64, _: u64) {
-        self.in_flight[at] -= 1;
-    }
-}
-
-/// What became of the requests of a run.
-#[derive(Clone, Debug)]
-pub(super) struct Outcome {
-    skip: usize,
-    latencies: Vec<u64>,
-    errors: usize,
-    to_first: usize,
-}
-
-impl Outcome {
-    pub(super) fn new(requests: usize) -> Self {
-        Self {
-            skip: (requests as f64 * WARM_UP) as usize,
-            latencies: Vec::new(),
-            errors: 0,
-            to_first: 0,
+        flight.ticket = Some(ticket);
+        let end = flight.end;
+        if served.first < end {
+            self.foresee(served.first, Event::FirstData(at));
+        }
+        if end < u64::MAX {
+            self.foresee(end, Event::Over(at));
+        }
+        if gives_up && served.end < u64::MAX {
+            let took = ((served.end - now) / 1_000_000).min(u64::from(u32::MAX)) as u32;
+            self.foresee(served.end, Event::Done(endpoint as u32, level, took));
         }
     }
 
-    pub(super) fn note(&mut self, number: usize, at: usize, latency: u64, verdict: Verdict) {
-        if number < self.skip {
-            return;
-        }
-        self.latencies.push(latency);
-        self.errors += usize::from(verdict != Verdict::Success);
-        self.to_first += usize::from(at == 0);
-    }
-
-    pub(super) fn errors(&self) -> f64 {
-        self.errors as f64 / self.latencies.len() as f64
-    }
-
-    fn p99(&mut self) -> f64 {
-        let at = self.latencies.len() * 99 / 100;
-        *self.latencies.select_nth_unstable(at).1 as f64 / SECOND
-    }
-}
-
-/// The mean over runs of different seeds.
-#[derive(Debug)]
-pub(super) struct Summary {
-    /// Seconds.
-    pub(super) p99: f64,
-    /// Of all requests.
-    pub(super) errors: f64,
-    /// Of all requests, to the endpoint that is the odd one.
-    pub(super) share_of_first: f64,
-}
-
-impl Summary {
-    pub(super) fn of<const N: usize>(mut outcomes: [Outcome; N]) -> Self {
-        let mean = |one: fn(&mut Outcome) -> f64, all: &mut [Outcome]| {
-            all.iter_mut().map(one).sum::<f64>() / N as f64
+    fn over(&mut self, at: u32, now: u64) {
+        let flight = &mut self.flights[at as usize];
+        let ticket = flight.ticket.take().expect("it is over once");
+        let (number, verdict, first) = (flight.job, flight.verdict, flight.first);
+        let (endpoint, level, sent) = (flight.endpoint as usize, flight.level, flight.sent);
+        let job = self.world.jobs[number as usize];
+        self.vacant.push(at);
+        let server = &mut self.world.servers[endpoint];
+        let fate = match verdict {
+            Verdict::Success => Fate::Answered,
+            Verdict::Canceled => Fate::GivenUp,
+            _ => Fate::Failed,
         };
-        Self {
-            p99: mean(Outcome::p99, &mut outcomes),
-            errors: mean(|outcome| outcome.errors(), &mut outcomes),
-            share_of_first: mean(
-                |outcome| outcome.to_first as f64 / outcome.latencies.len() as f64,
-                &mut outcomes,
-            ),
+        // Who gives up leaves the endpoint at work, unless that never began.
+        if fate != Fate::GivenUp || first == u64::MAX {
+            server.over(level, now - sent);
         }
+        self.record.note(number, &job, first, now, fate);
+        let over = Over {
+            server,
+            verdict,
+            age: now - sent,
+            now,
+        };
+        self.balancer.over(job.gateway as usize, ticket, &over);
     }
 }
