@@ -10,10 +10,12 @@ use palisade_core::{
 use tokio::time::Instant;
 
 use crate::{
+    LoadReport, Strategy,
     endpoints::{Endpoints, Member},
-    fleet::{Change, Ended, Fleet, Want},
+    fleet::{Change, Ended, Fleet, Need, Want},
     metrics::Meters,
     slot::{Doubtful, Ticket},
+    wait::Shortage,
 };
 
 /// An attempt in flight at one endpoint, and what its gate gave for it.
@@ -35,6 +37,14 @@ enum Stage {
     Over,
 }
 
+/// No endpoint may be picked.
+pub(crate) struct Nothing {
+    /// When looking again may help.
+    pub(crate) until: Option<Instant>,
+    /// Waiting is of no use: most endpoints are out.
+    pub(crate) refused: bool,
+}
+
 /// An endpoint, and the attempt that is to go there.
 pub(crate) type Picked<S, G> = (Arc<Member<S, G>>, Call<S, G>);
 
@@ -44,21 +54,58 @@ impl<S, G: Gate> Endpoints<S, G> {
     pub(crate) fn pick(
         &self,
         now: Instant,
+        need: &Need,
         want: impl Fn(&Member<S, G>) -> Want,
-    ) -> Result<Picked<S, G>, Option<Instant>> {
+    ) -> Result<Picked<S, G>, Nothing> {
         let mut fleet = self.lock();
-        let (member, ticket) = fleet.pick(now, |member| want(member))?;
-        let member = member.clone();
+        let picked = fleet.pick(now, need, |member| want(member));
+        let picked = picked.map(|(member, ticket)| (member.clone(), ticket));
+        self.tell_panic(fleet.panics());
+        let (member, ticket) = picked.map_err(|until| Nothing {
+            until,
+            refused: fleet.refuses(),
+        })?;
+        let probed = fleet.strategy == Strategy::Prequal;
         drop(fleet);
+        if probed {
+            self.0.demand.picked();
+        }
         member.meters.started();
         Ok((member, Call::new(self, ticket)))
     }
 
     /// Takes one certain endpoint, if it may be picked.
-    pub(crate) fn claim(&self, member: &Member<S, G>, now: Instant) -> Option<Call<S, G>> {
-        let ticket = self.lock().claim(|other| other.id == member.id, now)?;
+    pub(crate) fn claim(
+        &self,
+        member: &Member<S, G>,
+        need: &Need,
+        now: Instant,
+    ) -> Option<Call<S, G>> {
+        let ticket = self
+            .lock()
+            .claim(|other| other.id == member.id, need, now)?;
         member.meters.started();
         Some(Call::new(self, ticket))
+    }
+}
+
+impl<S, G: Gate> Endpoints<S, G> {
+    /// Under the lock, where an attempt says how it goes and a gate is asked. Should the gate panic, all look again.
+    #[inline]
+    fn with_fleet<R>(&self, act: impl FnOnce(&mut Fleet<Arc<Member<S, G>>>) -> R) -> R {
+        let alarm = Alarm(&self.0.shortage);
+        let done = act(&mut self.lock());
+        mem::forget(alarm);
+        done
+    }
+}
+
+/// Dropped only by a panic, which leaves unsaid whether more requests may pass than before.
+struct Alarm<'a>(&'a Shortage);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -99,23 +146,33 @@ struct Rest<'a, S, G: Gate>(&'a mut Call<S, G>, Option<&'a End>, Instant);
 impl<S, G: Gate> Drop for Rest<'_, S, G> {
     fn drop(&mut self) {
         let Self(call, end, now) = self;
+        let (end, now) = (*end, *now);
         let stage = mem::replace(&mut call.stage, Stage::Over);
-        let mut fleet = call.endpoints.lock();
-        let mut reopened = false;
-        if let Some(end) = end {
-            let change = fleet.settle(&mut call.ticket, end, *now);
-            reopened = change.reopened;
-            tell(&mut fleet, &call.ticket, end, change, *now);
-        }
-        fleet.item(&call.ticket).meters.ended();
-        let mut ended = fleet.end(&mut call.ticket, *now);
-        drop(fleet);
-        if let Ended::Stays { reopened: more } = &mut ended {
-            *more |= reopened;
-            if stage == Stage::Picked && end.is_none() {
-                // The request is still looking: woken by itself, it would look for ever.
-                return;
+        let ticket = &mut call.ticket;
+        let ended = call.endpoints.with_fleet(|fleet| {
+            let (change, ended) = fleet.finish(ticket, end, now);
+            if Meters::ON {
+                match &ended {
+                    Ended::Stays { .. } => {
+                        fleet.item(ticket).meters.ended();
+                        if let Some(end) = end {
+                            tell(fleet, ticket, end, change, now);
+                        }
+                    }
+                    Ended::Gone(member) => {
+                        member.meters.ended();
+                        if let Some(end) = end {
+                            member.meters.attempt(end.verdict);
+                        }
+                    }
+                }
             }
+            ended
+        });
+        let looks = stage == Stage::Picked && end.is_none();
+        if looks && matches!(ended, Ended::Stays { .. }) {
+            // The request is still looking: woken by itself, it would look for ever.
+            return;
         }
         call.endpoints.ended(ended);
     }
@@ -134,12 +191,25 @@ where
         }
     }
 
+    fn hear(&mut self, headers: &HeaderMap) {
+        if let Some(admission) = &mut self.admission {
+            admission.hear(headers);
+        }
+        if self.endpoints.0.hears_reports()
+            && let Some(report) = LoadReport::from_headers(headers)
+        {
+            let mut fleet = self.endpoints.lock();
+            fleet.report_of(&self.ticket, &report, time::now());
+        }
+    }
+
     fn first_data(&mut self, now: Instant) {
         if let Some(admission) = &mut self.admission {
             admission.first_data(now);
         }
-        let reopened = self.endpoints.lock().first_data(&mut self.ticket, now);
-        if reopened {
+        let ticket = &mut self.ticket;
+        let first_data = |fleet: &mut Fleet<_>| fleet.first_data(ticket, now);
+        if self.endpoints.with_fleet(first_data) {
             self.endpoints.0.shortage.end();
         }
     }
@@ -155,10 +225,12 @@ where
         if let Some(admission) = &mut self.admission {
             admission.settle(end, now);
         }
-        let mut fleet = self.endpoints.lock();
-        let change = fleet.settle(&mut self.ticket, end, now);
-        tell(&mut fleet, &self.ticket, end, change, now);
-        drop(fleet);
+        let ticket = &mut self.ticket;
+        let change = self.endpoints.with_fleet(|fleet| {
+            let change = fleet.settle(ticket, end, now);
+            tell(fleet, ticket, end, change, now);
+            change
+        });
         self.stage = Stage::Judged;
         if change.reopened {
             self.endpoints.0.shortage.end();
@@ -189,10 +261,11 @@ fn tell<S, G: Gate>(
     if !Meters::ON {
         return;
     }
+    let shadow = fleet.is_shadow();
     let (member, state) = fleet.state_of(ticket, now);
     member.meters.attempt(end.verdict);
-    if change.ejected {
-        member.meters.ejected();
+    if let Some(reason) = change.ejected {
+        member.meters.ejected(reason, shadow);
     }
     if let Some(state) = state {
         member.meters.state(state);

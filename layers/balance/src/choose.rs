@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -13,6 +14,7 @@ use palisade_core::{
     BoxError,
     attempt::Attempts,
     classify::{Classify, Judge},
+    cost::Cost,
     deadline::Deadline,
     gate::{Admission, Admit, Gate},
     head::RequestHead,
@@ -23,7 +25,12 @@ use palisade_core::{
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_service::Service;
 
-use crate::{Call, Endpoints, NoEndpoint, endpoints::Member, fleet::Want, wait::Wait};
+use crate::{
+    Affinity, Call, Endpoints, NoEndpoint,
+    endpoints::Member,
+    fleet::{Need, Want},
+    wait::Wait,
+};
 
 /// A gate that takes this long may have kept a place from others.
 const THOUGHT: Duration = Duration::from_millis(1);
@@ -38,6 +45,8 @@ pub(crate) struct Choosing<S, G: Gate, C: Classify, R> {
     aside: Vec<Aside<S, G>>,
     admitting: Option<Box<Admitting<S, G, C::Judge>>>,
     wait: Option<Pin<Box<Wait>>>,
+    /// Others were told that there is nothing to pick.
+    declared: bool,
     /// The last free place that was of no use here.
     passed: u64,
 }
@@ -81,6 +90,8 @@ enum Step<S: Send + Sync + 'static, G: Gate, J: Judge> {
     Admitting,
     /// Looking again helps at this time, or when another request ends.
     Nothing(Option<Instant>),
+    /// Looking again may help at this time, but nobody waits for it.
+    Refused(Option<Instant>),
 }
 
 impl<S, G, C, R> Choosing<S, G, C, R>
@@ -105,6 +116,7 @@ where
             aside: Vec::new(),
             admitting: None,
             wait: None,
+            declared: false,
             passed: 0,
         }
     }
@@ -117,8 +129,18 @@ where
         self.request.as_ref().expect("polled after completion")
     }
 
+    fn need(&self) -> Need {
+        let extensions = self.request().extensions();
+        Need {
+            affinity: extensions.get::<Affinity>().map(|affinity| affinity.0),
+            cost: extensions.get::<Cost>().map(|cost| cost.get()),
+        }
+    }
+
     fn stop_waiting(&mut self) {
-        if self.wait.take().is_some() {
+        self.wait = None;
+        // Also when it was woken by somebody who has no use for a place, and so has said nothing of that.
+        if mem::take(&mut self.declared) {
             self.endpoints.0.shortage.relieve();
         }
     }
@@ -157,6 +179,11 @@ where
                     return Poll::Pending;
                 }
                 Step::Nothing(retry) => retry,
+                Step::Refused(retry) => {
+                    self.stop_waiting();
+                    let retry_after = retry.map(|at| at - now);
+                    return Poll::Ready(Err(NoEndpoint { retry_after }));
+                }
             };
             if !self.aside.is_empty() {
                 self.endpoints.0.shortage.pass_on(&mut self.passed);
@@ -178,6 +205,7 @@ where
                 None => {
                     let shortage = &self.endpoints.0.shortage;
                     self.wait = Some(shortage.wait(until));
+                    self.declared = true;
                     shortage.declare(now, until);
                 }
             }
@@ -186,10 +214,14 @@ where
 
     #[inline]
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Step<S, G, C::Judge> {
-        if let Some(step) = self.poll_admission(cx, now) {
+        if self.admitting.is_some()
+            && let Some(step) = self.poll_admission(cx, now)
+        {
             return step;
         }
-        if let Some(step) = self.poll_unready(cx, now) {
+        if !self.aside.is_empty()
+            && let Some(step) = self.poll_unready(cx, now)
+        {
             return step;
         }
         loop {
@@ -204,9 +236,17 @@ where
                     Want::Yes
                 }
             };
-            let (member, call) = match self.endpoints.pick(now, want) {
+            let (member, call) = match self.endpoints.pick(now, &self.need(), want) {
                 Ok(picked) => picked,
-                Err(retry) => return Step::Nothing(self.soonest(retry, now)),
+                Err(nothing) => {
+                    let retry = self.soonest(nothing.until, now);
+                    let unready = |aside: &Aside<S, G>| matches!(aside.why, Why::Unready(_));
+                    // One that is not ready yet may be the probe that ends the panic.
+                    if nothing.refused && !self.aside.iter().any(unready) {
+                        return Step::Refused(retry);
+                    }
+                    return Step::Nothing(retry);
+                }
             };
             let mut service = member.service.clone();
             let why = match service.poll_ready(cx) {
@@ -225,7 +265,8 @@ where
     }
 
     /// Asks the gate of an endpoint that is ready. `None`: it refused, and is put aside.
-    #[inline]
+    // So that what watches the call is built where it stays, and not moved from function to function.
+    #[inline(always)]
     fn admit(
         &mut self,
         cx: &mut Context<'_>,
@@ -285,7 +326,7 @@ where
     }
 
     /// Asks the gate that takes its time, if there is one. `None`: it refused, and is put aside.
-    #[inline]
+    #[inline(never)]
     fn poll_admission(
         &mut self,
         cx: &mut Context<'_>,
@@ -334,7 +375,7 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn go(
         &self,
         member: &Member<S, G>,
@@ -342,11 +383,12 @@ where
         now: Instant,
     ) -> Step<S, G, C::Judge> {
         self.note(member);
-        let watch = Watch::new(ready.call, ready.judge, now);
+        let watch = Watch::new(ready.call, ready.judge, now).asked_with(self.request().method());
         Step::Chosen(ready.service, watch)
     }
 
     /// Those that were not ready before.
+    #[inline(never)]
     fn poll_unready(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Step<S, G, C::Judge>> {
         let mut at = 0;
         while let Some(aside) = self.aside.get_mut(at) {
@@ -359,7 +401,7 @@ where
                 Poll::Ready(Err(error)) => {
                     aside.why = Why::Broken;
                     let member = aside.member.clone();
-                    if let Some(call) = self.endpoints.claim(&member, now) {
+                    if let Some(call) = self.endpoints.claim(&member, &self.need(), now) {
                         self.blame(&member, call, error.into(), now);
                     }
                 }
@@ -367,7 +409,7 @@ where
                     let Aside { member, why } = self.aside.swap_remove(at);
                     // If it may not be picked now, it is one among all again, with its time to come back.
                     if let Why::Unready(service) = why
-                        && let Some(call) = self.endpoints.claim(&member, now)
+                        && let Some(call) = self.endpoints.claim(&member, &self.need(), now)
                         && let Some(step) = self.admit(cx, member, service, call, now)
                     {
                         return Some(step);

@@ -1,6 +1,10 @@
 use std::{
+    collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -15,69 +19,21 @@ use tokio::{
 };
 
 use crate::{
-    Health, Snapshot, Strategy,
-    coin::Coin,
+    Ejected, Finding, Health, LastCheck, LoadReport, Snapshot, Strategy,
+    coin::{self, Coin},
+    discover::Ledger,
     fleet::{Ended, Fleet, Item},
-    metrics::Meters,
+    metrics::{Meters, SetMeters},
+    probe::Demand,
     slot::{Duty, Slot},
     wait::Shortage,
 };
 
-/// One backend instance: a name, the service that reaches it, and its gate.
-#[derive(Clone, Debug)]
-pub struct Endpoint<S, G = ()> {
-    name: Arc<str>,
-    service: S,
-    gate: G,
-    gated: bool,
-    weight: f64,
-    max_in_flight: u32,
-}
+mod endpoint;
+mod listed;
 
-impl<S> Endpoint<S> {
-    /// Is reached through `service`, which may have layers of its own. Ejected when it fails five times in a row.
-    pub fn new(name: impl Into<Arc<str>>, service: S) -> Self {
-        Self {
-            name: name.into(),
-            service,
-            gate: (),
-            gated: false,
-            weight: 1.0,
-            max_in_flight: u32::MAX,
-        }
-    }
-
-    /// Leaves it to `gate` when the endpoint is out of choice; the set does not eject it by itself any more.
-    ///
-    /// One gate value for each endpoint: clones of a gate share their state.
-    #[must_use]
-    pub fn gate<G: Gate>(self, gate: G) -> Endpoint<S, G> {
-        Endpoint {
-            name: self.name,
-            service: self.service,
-            gate,
-            gated: true,
-            weight: self.weight,
-            max_in_flight: self.max_in_flight,
-        }
-    }
-}
-
-impl<S, G> Endpoint<S, G> {
-    /// Its share relative to the others, 1 unless said otherwise, and at least a thousandth.
-    #[must_use]
-    pub fn weight(mut self, weight: f64) -> Self {
-        self.weight = sane(weight);
-        self
-    }
-
-    /// Never has more than `most` requests in flight, and at least one.
-    #[must_use]
-    pub fn max_in_flight(mut self, most: u32) -> Self {
-        self.max_in_flight = most.max(1);
-        self
-    }
-}
+pub use self::endpoint::Endpoint;
+pub(crate) use self::listed::Settings;
 
 /// A set of endpoints and the handle to it. Clones are the same set.
 ///
@@ -95,11 +51,34 @@ impl<S, G> Endpoint<S, G> {
 pub struct Endpoints<S, G = ()>(pub(crate) Arc<Shared<S, G>>);
 
 pub(crate) struct Shared<S, G> {
-    layer: Arc<str>,
+    pub(crate) meters: SetMeters,
     fleet: Mutex<Fleet<Arc<Member<S, G>>>>,
     pub(crate) shortage: Arc<Shortage>,
     /// Called when endpoints have come or gone.
     changed: Arc<Notify>,
+    pub(crate) demand: Demand,
+    deaf: AtomicBool,
+    /// What lists have brought that nobody reconciles any more, by their source.
+    left: Mutex<HashMap<Arc<str>, Ledger>>,
+}
+
+impl<S, G> Shared<S, G> {
+    /// Whether answers are believed in what they say of the load.
+    #[inline]
+    pub(crate) fn hears_reports(&self) -> bool {
+        !self.deaf.load(Relaxed)
+    }
+
+    pub(crate) fn hear_reports(&self, hear: bool) {
+        self.deaf.store(!hear, Relaxed);
+    }
+}
+
+impl<S, G> Shared<S, G> {
+    /// Listens for endpoints that come or go, and for the end of the set, from now on.
+    pub(crate) fn changed(&self) -> OwnedNotified {
+        self.changed.clone().notified_owned()
+    }
 }
 
 impl<S, G> Drop for Shared<S, G> {
@@ -112,18 +91,47 @@ impl<S, G> Drop for Shared<S, G> {
 pub(crate) struct Member<S, G> {
     pub(crate) id: EndpointId,
     name: Arc<str>,
+    /// Of the name.
+    hash: u64,
     /// Cloned for each attempt.
     pub(crate) service: S,
     pub(crate) gate: G,
     gated: bool,
     drained: Arc<Notify>,
     pub(crate) meters: Meters,
+    last_check: Mutex<Option<Checked>>,
+}
+
+struct Checked {
+    at: Instant,
+    took: Duration,
+    finding: Finding,
+}
+
+impl<S, G> Member<S, G> {
+    fn checked(&self) -> MutexGuard<'_, Option<Checked>> {
+        self.last_check
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_check(&self, now: Instant) -> Option<LastCheck> {
+        self.checked().as_ref().map(|checked| LastCheck {
+            ago: now.saturating_duration_since(checked.at),
+            took: checked.took,
+            finding: checked.finding.clone(),
+        })
+    }
 }
 
 impl<S, G: Gate> Item for Arc<Member<S, G>> {
     #[inline]
     fn is_gated(&self) -> bool {
         self.gated
+    }
+
+    fn hash(&self) -> u64 {
+        self.hash
     }
 
     #[inline]
@@ -143,10 +151,13 @@ impl<S, G: Gate> Endpoints<S, G> {
     pub fn named(layer: impl Into<Arc<str>>) -> Self {
         let now = time::now();
         Self(Arc::new(Shared {
-            layer: layer.into(),
+            meters: SetMeters::new(layer.into()),
             fleet: Mutex::new(Fleet::new(now, Coin::random())),
             shortage: Arc::new(Shortage::new(now)),
             changed: Arc::new(Notify::new()),
+            demand: Demand::default(),
+            deaf: AtomicBool::new(false),
+            left: Mutex::default(),
         }))
     }
 
@@ -155,44 +166,71 @@ impl<S, G: Gate> Endpoints<S, G> {
     /// It gets its share over ten seconds. What health checks have said of the name still holds, and whether it is
     /// [`suspend`](Self::suspend)ed.
     pub fn insert(&self, endpoint: Endpoint<S, G>) -> EndpointId {
+        let placed = self.insert_over(endpoint, |_| true);
+        placed.expect("whoever holds the name gives way")
+    }
+
+    /// [`insert`](Self::insert)s it if `may` says so of the one that holds its name.
+    pub(crate) fn insert_over(
+        &self,
+        endpoint: Endpoint<S, G>,
+        may: impl FnOnce(Option<EndpointId>) -> bool,
+    ) -> Option<EndpointId> {
         let id = EndpointId::new();
         let name = endpoint.name.clone();
+        self.0.meters.register();
         let member = Member {
             id,
-            meters: Meters::new(&self.0.layer, &name),
+            meters: Meters::new(self.0.meters.layer(), &name),
+            hash: coin::hash(name.as_bytes()),
             name: endpoint.name,
             service: endpoint.service,
             gate: endpoint.gate,
             gated: endpoint.gated,
             drained: Arc::new(Notify::new()),
+            last_check: Mutex::default(),
         };
         let mut fleet = self.lock();
+        if !may(fleet.find(named(&name)).map(|slot| slot.item.id)) {
+            return None;
+        }
         let said = fleet
             .find(named(&name))
             .map(|slot| (slot.health, slot.duty));
         let gone = fleet.remove(named(&name));
         let (weight, most) = (endpoint.weight, endpoint.max_in_flight);
         let slot = fleet.insert(Arc::new(member), weight, most, time::now());
+        slot.zone = endpoint.zone;
+        slot.priority = endpoint.priority;
+        slot.health = endpoint.health;
         if let Some((health, duty)) = said {
-            slot.health = health;
+            if health == Health::Unhealthy {
+                slot.health = health;
+            }
             slot.duty = duty;
         }
         drop(fleet);
         // A service may do anything when it is dropped: not under the lock.
         drop(gone);
-        self.report(&name);
+        self.tell_state(&name);
         self.0.shortage.end();
         self.0.changed.notify_waiters();
-        id
+        Some(id)
     }
 
     /// Sends nothing more there; what is in flight goes on to its end. Says whether there was such an endpoint.
     pub fn remove(&self, name: &str) -> bool {
-        let left = self.lock().remove(named(name));
+        self.remove_that(named(name))
+    }
+
+    fn remove_that(&self, which: impl Fn(&Arc<Member<S, G>>) -> bool) -> bool {
+        let left = self.lock().remove(which);
         self.0.changed.notify_waiters();
         let found = left.is_some();
         if let Some(left) = left {
             self.ended(left);
+            // With fewer left, those that wait may be sent where they were not, or refused.
+            self.0.shortage.end();
         }
         found
     }
@@ -213,14 +251,15 @@ impl<S, G: Gate> Endpoints<S, G> {
             .find(named(name))
             .map(|slot| slot.duty = Duty::Suspended)
             .is_some();
-        self.report(name);
+        self.tell_state(name);
+        self.0.shortage.end();
         found
     }
 
     /// Sends requests there again, slowly at first. Says whether there is such an endpoint.
     pub fn resume(&self, name: &str) -> bool {
         let found = self.lock().resume(named(name), time::now());
-        self.report(name);
+        self.tell_state(name);
         self.0.shortage.end();
         found
     }
@@ -237,16 +276,20 @@ impl<S, G: Gate> Endpoints<S, G> {
     /// When a healthy endpoint was ejected, the next request finds out whether it works again.
     pub fn set_health(&self, name: &str, health: Health) -> bool {
         let found = self.lock().set_health(named(name), health, time::now());
-        self.report(name);
-        if health == Health::Healthy {
-            self.0.shortage.end();
-        }
+        self.tell_state(name);
+        self.0.shortage.end();
         found
+    }
+
+    /// Hears what an endpoint says of its own load. Says whether there is such an endpoint.
+    pub fn report(&self, name: &str, report: &LoadReport) -> bool {
+        self.lock().report(named(name), report, time::now())
     }
 
     /// Changes how the next endpoint is chosen, from the next request on.
     pub fn set_strategy(&self, strategy: Strategy) {
         self.lock().strategy = strategy;
+        self.0.demand.look();
     }
 
     /// How the next endpoint is chosen.
@@ -256,8 +299,10 @@ impl<S, G: Gate> Endpoints<S, G> {
 
     /// How each endpoint does, those that finish what they have included.
     pub fn snapshot(&self) -> Vec<Snapshot> {
+        let now = time::now();
         let mut fleet = self.lock();
-        let states = fleet.states(time::now());
+        let born = fleet.born();
+        let states = fleet.states(now);
         let one = |(slot, state, retry_in): (&Slot<Arc<Member<S, G>>>, _, _)| {
             let latency = slot.load.estimate();
             Snapshot {
@@ -268,10 +313,21 @@ impl<S, G: Gate> Endpoints<S, G> {
                 max_in_flight: (slot.max_in_flight != u32::MAX).then_some(slot.max_in_flight),
                 latency: latency.map(|nanos| Duration::from_nanos(nanos as u64)),
                 weight: slot.weight,
+                reported: slot.load.told().map(|told| told.report()),
                 requests: slot.requests,
                 failures: slot.failures,
-                ejections: slot.ejections,
+                zone: slot.zone.clone(),
+                priority: slot.priority,
+                level: slot.level,
+                ejections: slot.machine.ejections,
+                shadowed_ejections: slot.machine.shadowed,
+                ejected: slot.machine.last().map(|(reason, at)| Ejected {
+                    reason,
+                    at: born + Duration::from_nanos(at),
+                }),
                 retry_in,
+                health: slot.health,
+                last_check: slot.item.last_check(now),
             }
         };
         states.map(one).collect()
@@ -316,13 +372,39 @@ impl<S, G: Gate> Endpoints<S, G> {
             .collect()
     }
 
+    /// Who has that name, and what is said of it.
+    pub(crate) fn health(&self, name: &str) -> Option<(EndpointId, Health)> {
+        let mut fleet = self.lock();
+        let slot = fleet.find(named(name))?;
+        Some((slot.item.id, slot.health))
+    }
+
+    /// Keeps what a check has found, if the endpoint has not left.
+    pub(crate) fn checked(&self, id: EndpointId, finding: Finding, since: Instant, at: Instant) {
+        let member = {
+            let mut fleet = self.lock();
+            let slot = fleet.find(|member| member.id == id);
+            slot.map(|slot| slot.item.clone())
+        };
+        if let Some(member) = member {
+            let took = at.saturating_duration_since(since);
+            let checked = Checked { at, took, finding };
+            *member.checked() = Some(checked);
+        }
+    }
+
+    /// The name of the set.
+    pub(crate) fn layer(&self) -> &Arc<str> {
+        self.0.meters.layer()
+    }
+
     pub(crate) fn member(&self, name: &str) -> Option<Arc<Member<S, G>>> {
         self.lock().find(named(name)).map(|slot| slot.item.clone())
     }
 
     /// Listens for endpoints that come or go, from now on.
     pub(crate) fn changed(&self) -> OwnedNotified {
-        self.0.changed.clone().notified_owned()
+        self.0.changed()
     }
 
     pub(crate) fn downgrade(&self) -> Weak<Shared<S, G>> {
@@ -339,22 +421,34 @@ impl<S, G: Gate> Endpoints<S, G> {
             Ended::Stays { reopened: true } => self.0.shortage.end(),
             Ended::Stays { reopened: false } => self.0.shortage.end_for_one(),
             Ended::Gone(member) => {
-                if self.member(&member.name).is_none() {
-                    member.meters.gone();
+                {
+                    // Under the lock: one of that name could come meanwhile.
+                    let mut fleet = self.lock();
+                    if fleet.find(named(&member.name)).is_none() {
+                        member.meters.gone();
+                    }
                 }
                 member.drained.notify_waiters();
             }
         }
     }
 
+    /// Brings the metrics up to date. Called under the lock.
+    #[inline]
+    pub(crate) fn tell_panic(&self, panics: bool) {
+        self.0.meters.panics(panics);
+    }
+
     /// Brings the metrics up to date, for an endpoint that changes while no request ends there.
-    fn report(&self, name: &str) {
+    pub(crate) fn tell_state(&self, name: &str) {
         if Meters::ON {
             let now = time::now();
             let mut fleet = self.lock();
             if let Some((member, state)) = fleet.state_by(named(name), now) {
                 member.meters.state(state);
             }
+            let panics = fleet.panics_now(now);
+            self.tell_panic(panics);
         }
     }
 
@@ -382,7 +476,7 @@ impl<S, G: Gate> fmt::Debug for Endpoints<S, G> {
     }
 }
 
-fn named<S, G>(name: &str) -> impl Fn(&Arc<Member<S, G>>) -> bool {
+pub(crate) fn named<S, G>(name: &str) -> impl Fn(&Arc<Member<S, G>>) -> bool {
     move |member| *member.name == *name
 }
 

@@ -37,10 +37,11 @@ pub struct BalanceLayer<C = Http> {
     strategy: Strategy,
     classify: C,
     patience: Duration,
+    hears_reports: bool,
 }
 
 impl BalanceLayer {
-    /// Picks by latency x (1 + in-flight) / weight.
+    /// Picks by latency x work in flight / weight.
     pub fn adaptive() -> Self {
         Self::new(Strategy::Adaptive)
     }
@@ -50,9 +51,39 @@ impl BalanceLayer {
         Self::new(Strategy::RoundRobin)
     }
 
+    /// Picks one after the other, by weight.
+    pub fn weighted_round_robin() -> Self {
+        Self::new(Strategy::WeightedRoundRobin)
+    }
+
     /// Picks by in-flight / weight.
     pub fn least_connections() -> Self {
         Self::new(Strategy::LeastConnections)
+    }
+
+    /// Picks by latency x (1 + in-flight) / weight.
+    pub fn least_response_time() -> Self {
+        Self::new(Strategy::LeastResponseTime)
+    }
+
+    /// Picks any, by weight.
+    pub fn random() -> Self {
+        Self::new(Strategy::Random)
+    }
+
+    /// Picks by in-flight / weight between two that are drawn.
+    pub fn p2c() -> Self {
+        Self::new(Strategy::P2c)
+    }
+
+    /// Picks by the request's [`Affinity`](crate::Affinity), while that endpoint has not too much to do.
+    pub fn consistent_hash() -> Self {
+        Self::new(Strategy::ConsistentHash)
+    }
+
+    /// Picks by what probes have found.
+    pub fn prequal() -> Self {
+        Self::new(Strategy::Prequal)
     }
 
     /// Picks by any [`Strategy`]. The set keeps it, where it can be changed.
@@ -61,6 +92,7 @@ impl BalanceLayer {
             strategy,
             classify: Http,
             patience: PATIENCE,
+            hears_reports: true,
         }
     }
 }
@@ -73,7 +105,16 @@ impl<C> BalanceLayer<C> {
             strategy: self.strategy,
             classify,
             patience: self.patience,
+            hears_reports: self.hears_reports,
         }
+    }
+
+    /// Does not believe what answers say of the load of their endpoint in `endpoint-load-metrics`: for endpoints that
+    /// others run. The set keeps it; [`Endpoints::report`] and probes are still believed.
+    #[must_use]
+    pub fn ignore_load_reports(mut self) -> Self {
+        self.hears_reports = false;
+        self
     }
 
     /// Waits this long for an endpoint instead of three seconds before [`NoEndpoint`](crate::NoEndpoint); zero refuses
@@ -90,6 +131,7 @@ impl<S, G: Gate, C: Clone> Layer<Endpoints<S, G>> for BalanceLayer<C> {
 
     fn layer(&self, endpoints: Endpoints<S, G>) -> Self::Service {
         endpoints.set_strategy(self.strategy);
+        endpoints.0.hear_reports(self.hears_reports);
         Balance::new(endpoints, self.classify.clone(), self.patience)
     }
 }

@@ -35,7 +35,7 @@ pub struct Balance<S, G: Gate = (), C = Http> {
 }
 
 impl<S, G: Gate> Balance<S, G> {
-    /// Picks by latency x (1 + in-flight) / weight. [`BalanceLayer`] has more to set.
+    /// Picks by latency x work in flight / weight. [`BalanceLayer`] has more to set.
     pub fn adaptive(endpoints: Endpoints<S, G>) -> Self {
         BalanceLayer::adaptive().layer(endpoints)
     }
@@ -45,9 +45,39 @@ impl<S, G: Gate> Balance<S, G> {
         BalanceLayer::round_robin().layer(endpoints)
     }
 
+    /// Picks one after the other, by weight.
+    pub fn weighted_round_robin(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::weighted_round_robin().layer(endpoints)
+    }
+
     /// Picks by in-flight / weight.
     pub fn least_connections(endpoints: Endpoints<S, G>) -> Self {
         BalanceLayer::least_connections().layer(endpoints)
+    }
+
+    /// Picks by latency x (1 + in-flight) / weight.
+    pub fn least_response_time(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::least_response_time().layer(endpoints)
+    }
+
+    /// Picks any, by weight.
+    pub fn random(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::random().layer(endpoints)
+    }
+
+    /// Picks by in-flight / weight between two that are drawn.
+    pub fn p2c(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::p2c().layer(endpoints)
+    }
+
+    /// Picks by the request's [`Affinity`](crate::Affinity), while that endpoint has not too much to do.
+    pub fn consistent_hash(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::consistent_hash().layer(endpoints)
+    }
+
+    /// Picks by what probes have found.
+    pub fn prequal(endpoints: Endpoints<S, G>) -> Self {
+        BalanceLayer::prequal().layer(endpoints)
     }
 }
 

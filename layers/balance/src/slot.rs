@@ -1,25 +1,17 @@
 //! One endpoint of a fleet: whether it may be picked, and what the ends of its attempts say about that.
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use palisade_core::gate::Outlook;
 
+pub(crate) use crate::eject::{Fault, Standing, Verge};
 use crate::{
+    eject::{Admitted, Ejection, EjectionReason, Machine},
     fleet::Item,
-    load::Load,
+    load::{Attempt, Load, Norm},
+    size::Size,
     snapshot::{EndpointState, Health},
 };
-
-/// Failures in a row, as Envoy and linkerd count them.
-const EJECT_AFTER: u32 = 5;
-const EJECT_FOR: f64 = 1e9;
-const EJECT_AT_MOST: f64 = 60e9;
-/// After this long without an end another request may probe.
-const PROBE_TIMEOUT: u64 = 10_000_000_000;
-/// How often that doubles at most while probes are lost, so that who answers later than that is found to work.
-const DOUBLINGS: u32 = 5;
-const SLOW_START: u64 = 10_000_000_000;
-const SLOW_START_FROM: f64 = 0.1;
 
 #[derive(Debug)]
 pub(crate) struct Slot<T> {
@@ -29,24 +21,23 @@ pub(crate) struct Slot<T> {
     /// One over the weight: a scan multiplies.
     stride: f64,
     pub(crate) max_in_flight: u32,
-    /// When its next turn in the round begins, if it was there for the last.
+    /// Of the item.
+    pub(crate) hash: u64,
+    /// Of the item: a scan does not follow the pointer to it.
+    gated: bool,
+    /// When its last turn in the round began.
     pub(crate) turn: f64,
     pub(crate) duty: Duty,
     pub(crate) health: Health,
-    state: State,
+    pub(crate) zone: Option<Arc<str>>,
+    pub(crate) priority: u32,
+    /// Which level that makes, from 0.
+    pub(crate) level: u32,
+    pub(crate) machine: Machine,
     /// What its gate said last.
     seen: Outlook,
-    /// Counts state changes, so that a verdict from an earlier state is told apart.
-    epoch: u64,
-    /// Failures in a row.
-    row: u32,
-    /// Probes in a row without an end.
-    lost: u32,
-    /// Ejections since it last worked for as long as a slow start takes.
-    grown: i32,
     pub(crate) requests: u64,
     pub(crate) failures: u64,
-    pub(crate) ejections: u64,
 }
 
 /// What an operator wants of an endpoint.
@@ -55,38 +46,18 @@ pub(crate) enum Duty {
     Serving,
     /// Out of choice until further notice.
     Suspended,
+    /// Out of choice until the list that it comes from says otherwise.
+    Withdrawn,
     /// Out of choice, and out of the set when its last attempt has ended.
     Leaving,
-}
-
-/// What the failures of an endpoint without a gate have led to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    Active { since: u64 },
-    Ejected { until: u64 },
-    Probing { until: u64 },
-}
-
-/// Whether the next request may go there.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Standing {
-    Able,
-    /// It gets the next request, whose end decides about those after it.
-    Due,
-    /// Its failures speak against it, until this time if that passes by itself.
-    Out {
-        until: Option<u64>,
-    },
-    /// Somebody said so.
-    Barred,
 }
 
 /// Proof of one attempt at one endpoint. Its slot cannot be given away while the attempt is in flight.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) slot: usize,
-    attempt: u32,
-    epoch: u64,
+    attempt: Attempt,
+    admitted: Admitted,
     answered: bool,
     pub(crate) doubtful: Doubtful,
 }
@@ -98,21 +69,24 @@ pub(crate) enum Doubtful {
     Yes,
 }
 
-/// What a failure was.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Fault {
-    /// It counts against the endpoint.
-    Failed,
-    /// It only asks to be left alone.
-    Overloaded {
-        /// For so many nanoseconds.
-        asked: Option<u64>,
-    },
+impl Ticket {
+    /// For how long somebody waited for the answer, and how long it has lasted.
+    pub(crate) fn lasted(&self, now: u64) -> (f64, f64) {
+        self.attempt.lasted(now)
+    }
 }
 
 impl<T: Item> Slot<T> {
-    pub(crate) fn new(item: T, weight: f64, max_in_flight: u32, now: u64) -> Self {
+    pub(crate) fn new(
+        item: T,
+        weight: f64,
+        max_in_flight: u32,
+        rules: &Ejection,
+        now: u64,
+    ) -> Self {
         Self {
+            hash: item.hash(),
+            gated: item.is_gated(),
             item,
             load: Load::new(now),
             weight,
@@ -121,15 +95,13 @@ impl<T: Item> Slot<T> {
             turn: 0.0,
             duty: Duty::Serving,
             health: Health::Healthy,
-            state: State::Active { since: now },
+            zone: None,
+            priority: 0,
+            level: 0,
+            machine: Machine::new(rules, now),
             seen: Outlook::Admits,
-            epoch: 0,
-            row: 0,
-            lost: 0,
-            grown: 0,
             requests: 0,
             failures: 0,
-            ejections: 0,
         }
     }
 
@@ -141,10 +113,7 @@ impl<T: Item> Slot<T> {
     /// How long its turns are: one over its weight, more in slow start.
     #[inline]
     pub(crate) fn stride(&self, now: u64) -> f64 {
-        match self.state {
-            State::Active { since } => self.stride * slow_start(now.saturating_sub(since)),
-            State::Ejected { .. } | State::Probing { .. } => self.stride,
-        }
+        self.stride * self.machine.slow_start(now)
     }
 
     pub(crate) fn set_weight(&mut self, weight: f64) {
@@ -157,7 +126,7 @@ impl<T: Item> Slot<T> {
         if self.duty != Duty::Serving || self.health == Health::Unhealthy {
             return Standing::Barred;
         }
-        if self.item.is_gated() {
+        if self.gated {
             self.look(clock);
             return match self.seen {
                 Outlook::Admits => Standing::Able,
@@ -171,20 +140,29 @@ impl<T: Item> Slot<T> {
                 Outlook::Held => Standing::Barred,
             };
         }
-        match self.state {
-            State::Active { .. } => Standing::Able,
-            State::Ejected { until } | State::Probing { until } if until <= clock.now => {
-                Standing::Due
-            }
-            State::Ejected { until } | State::Probing { until } => {
-                Standing::Out { until: Some(until) }
-            }
-        }
+        self.machine.standing(clock.now)
+    }
+
+    /// Whether it takes part, as far as is known without asking its gate.
+    pub(crate) fn is_in_play(&self) -> bool {
+        let serves = self.duty == Duty::Serving && self.health == Health::Healthy;
+        let admits = matches!(self.seen, Outlook::Admits | Outlook::Probes);
+        serves && admits && !self.machine.keeps_out()
+    }
+
+    /// It takes no more part in this attempt.
+    pub(crate) fn end(&mut self, ticket: &Ticket) {
+        self.load.end(&ticket.attempt);
+    }
+
+    /// It was given up after so long.
+    pub(crate) fn censored(&mut self, ticket: &Ticket, waited: f64, now: u64) {
+        self.load.censored(&ticket.attempt, waited, now);
     }
 
     /// Asks the gate; says whether it lets more through than before.
     pub(crate) fn look(&mut self, clock: &Clock) -> bool {
-        if !self.item.is_gated() {
+        if !self.gated {
             return false;
         }
         let outlook = self.item.outlook(clock.instant);
@@ -192,37 +170,35 @@ impl<T: Item> Slot<T> {
         if before == outlook {
             return false;
         }
-        if outlook == Outlook::Admits {
-            self.reinstate(clock.now);
+        match outlook {
+            Outlook::Admits => self.rise(clock.now),
+            Outlook::Refuses { .. } | Outlook::Held if before == Outlook::Admits => {
+                self.machine.note_gate(clock.now);
+            }
+            _ => {}
         }
         matches!(outlook, Outlook::Admits | Outlook::Probes)
     }
 
     /// Whether it is ejected, or about to show that it should not be.
     pub(crate) fn is_out(&self) -> bool {
-        !matches!(self.state, State::Active { .. })
+        self.machine.is_out()
     }
 
     pub(crate) fn start(
         &mut self,
         slot: usize,
         doubtful: Doubtful,
-        peers: f64,
+        size: Size,
+        norm: &Norm,
         now: u64,
     ) -> Ticket {
-        if doubtful == Doubtful::No && self.is_out() {
-            self.lost = match self.state {
-                State::Probing { .. } => DOUBLINGS.min(self.lost + 1),
-                _ => 0,
-            };
-            let until = now.saturating_add(PROBE_TIMEOUT << self.lost);
-            self.enter(State::Probing { until });
-        }
+        let admitted = self.machine.start(doubtful == Doubtful::Yes, now);
         self.requests += 1;
         Ticket {
             slot,
-            attempt: self.load.start(peers, now),
-            epoch: self.epoch,
+            attempt: self.load.start(size, norm, now),
+            admitted,
             answered: false,
             doubtful,
         }
@@ -232,13 +208,10 @@ impl<T: Item> Slot<T> {
     pub(crate) fn first_data(&mut self, ticket: &mut Ticket, now: u64) -> bool {
         let waited = self.answered(ticket, now);
         if let Some(waited) = waited {
-            self.load.sample(waited, now);
+            self.load.sample(&ticket.attempt, waited, now);
         }
-        let passed = self.pass(ticket, now);
-        if passed {
-            ticket.epoch = self.epoch;
-        }
-        passed
+        let passed = self.machine.answered(&mut ticket.admitted, now);
+        self.back(passed, now)
     }
 
     /// For how long somebody waited for the answer, the first time that this is asked.
@@ -247,65 +220,35 @@ impl<T: Item> Slot<T> {
             return None;
         }
         ticket.answered = true;
-        Some(self.load.heard(ticket.attempt, now))
+        Some(self.load.heard(&mut ticket.attempt, now))
     }
 
     pub(crate) fn worked(&mut self, ticket: &Ticket, waited: Option<f64>, now: u64) -> bool {
         if let Some(waited) = waited {
-            self.load.sample(waited, now);
+            self.load.sample(&ticket.attempt, waited, now);
         }
-        if ticket.epoch != self.epoch {
-            return false;
-        }
-        self.row = 0;
-        if let State::Active { since } = self.state
-            && now.saturating_sub(since) > SLOW_START
-        {
-            self.grown = 0;
-        }
-        self.pass(ticket, now)
+        let passed = self.machine.worked(ticket.admitted, now);
+        self.back(passed, now)
     }
 
-    /// Says whether that ejects it.
-    pub(crate) fn failed(&mut self, ticket: &Ticket, fault: Fault, verge: &Verge) -> bool {
+    /// Says what it is ejected for, if that ejects it.
+    pub(crate) fn failed(
+        &mut self,
+        ticket: &Ticket,
+        fault: Fault,
+        verge: &Verge<'_>,
+    ) -> Option<EjectionReason> {
         self.failures += 1;
         self.load.penalise(verge.penalty, verge.now);
-        if ticket.epoch != self.epoch || self.item.is_gated() {
-            return false;
+        if self.gated {
+            return None;
         }
-        let probing = match self.state {
-            State::Active { .. } => false,
-            State::Probing { .. } => ticket.doubtful == Doubtful::No,
-            // It is out already.
-            State::Ejected { .. } => return false,
-        };
-        let pause = match fault {
-            Fault::Failed => {
-                self.row += 1;
-                let enough = self.row >= EJECT_AFTER && verge.room;
-                (probing || enough).then(|| self.pause(verge.chance))
-            }
-            Fault::Overloaded { asked: Some(asked) } => (probing || verge.room).then_some(asked),
-            Fault::Overloaded { asked: None } => probing.then_some(EJECT_FOR as u64),
-        };
-        let Some(pause) = pause else {
-            return false;
-        };
-        self.row = 0;
-        self.grown += 1;
-        self.ejections += 1;
-        let until = verge.now.saturating_add(pause);
-        self.enter(State::Ejected { until });
-        true
+        self.machine.failed(ticket.admitted, fault, verge)
     }
 
-    /// Nothing was learnt: if it was the probe, another may go.
-    pub(crate) fn free_probe(&mut self, ticket: &Ticket, now: u64) -> bool {
-        let freed = self.is_probe(ticket);
-        if freed {
-            self.enter(State::Ejected { until: now });
-        }
-        freed
+    /// Nothing was learnt: if it was the probe, another may go, from then on.
+    pub(crate) fn free_probe(&mut self, ticket: &Ticket, from: u64) -> bool {
+        self.machine.free_probe(ticket.admitted, from)
     }
 
     /// Nobody waits for the answer any more, and nothing was learnt.
@@ -322,20 +265,38 @@ impl<T: Item> Slot<T> {
         if health == Health::Unhealthy {
             return;
         }
-        match self.state {
+        if before == Health::Unhealthy && !self.machine.keeps_out() {
+            self.rise(now);
+        } else if self.is_out() {
             // A long ejection must not outlive the outage.
-            State::Ejected { .. } => self.state = State::Ejected { until: now },
-            State::Active { .. } if before == Health::Unhealthy => self.reinstate(now),
-            State::Active { .. } => self.load.forgive(now),
-            State::Probing { .. } => {}
+            self.machine.hurry(now);
+        } else {
+            self.load.forgive(now);
         }
+    }
+
+    /// Other rules of ejection hold from now on.
+    pub(crate) fn obey(&mut self, rules: &Ejection, now: u64) {
+        let out = self.is_out();
+        self.machine.obey(rules, now);
+        self.back(out && !self.is_out(), now);
+    }
+
+    /// Back though it has not shown that it works. Says whether it was out for its failures.
+    pub(crate) fn let_back(&mut self, now: u64) -> bool {
+        let serves = self.duty == Duty::Serving && self.health == Health::Healthy;
+        let back = serves && self.machine.keeps_out();
+        if back {
+            self.rise(now);
+        }
+        back
     }
 
     /// Back at its duty, slowly.
     pub(crate) fn resume(&mut self, now: u64) {
         self.duty = Duty::Serving;
-        if let State::Active { .. } = self.state {
-            self.reinstate(now);
+        if !self.machine.keeps_out() {
+            self.rise(now);
         }
     }
 
@@ -350,9 +311,7 @@ impl<T: Item> Slot<T> {
             Standing::Due => (EndpointState::Probing, None),
             // The probe is out.
             Standing::Out { until: None } => (EndpointState::Probing, None),
-            Standing::Out { .. } if matches!(self.state, State::Probing { .. }) => {
-                (EndpointState::Probing, None)
-            }
+            Standing::Out { .. } if self.machine.is_probing() => (EndpointState::Probing, None),
             Standing::Out { until } => {
                 let retry_in = until.map(|until| Duration::from_nanos(until - clock.now));
                 (EndpointState::Ejected, retry_in)
@@ -365,33 +324,18 @@ impl<T: Item> Slot<T> {
         }
     }
 
-    fn pass(&mut self, ticket: &Ticket, now: u64) -> bool {
-        let passed = self.is_probe(ticket);
-        if passed {
-            self.reinstate(now);
+    /// It has been away, and gets more and more.
+    fn rise(&mut self, now: u64) {
+        self.machine.rise(now);
+        self.back(true, now);
+    }
+
+    /// What it failed at is forgotten when it is back.
+    fn back(&mut self, back: bool, now: u64) -> bool {
+        if back {
+            self.load.forgive(now);
         }
-        passed
-    }
-
-    fn is_probe(&self, ticket: &Ticket) -> bool {
-        let probing = matches!(self.state, State::Probing { .. });
-        probing && ticket.epoch == self.epoch && ticket.doubtful == Doubtful::No
-    }
-
-    fn reinstate(&mut self, now: u64) {
-        self.row = 0;
-        self.load.forgive(now);
-        self.enter(State::Active { since: now });
-    }
-
-    fn pause(&self, chance: f64) -> u64 {
-        let grown = EJECT_FOR * 2f64.powi(self.grown);
-        (grown.min(EJECT_AT_MOST) * (0.5 + chance)) as u64
-    }
-
-    fn enter(&mut self, state: State) {
-        self.state = state;
-        self.epoch += 1;
+        back
     }
 }
 
@@ -414,28 +358,4 @@ impl Clock {
     fn nanos(&self, at: tokio::time::Instant) -> u64 {
         at.saturating_duration_since(self.born).as_nanos() as u64
     }
-}
-
-/// What a failing endpoint meets.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Verge {
-    /// What the failure costs, in nanoseconds of latency.
-    pub(crate) penalty: f64,
-    /// Whether one more may be ejected.
-    pub(crate) room: bool,
-    /// Between 0 and 1.
-    pub(crate) chance: f64,
-    pub(crate) now: u64,
-}
-
-/// How much longer the turns of an endpoint are so long after it came or came back.
-///
-/// By the root: twice as long after a quarter of the time, as Envoy with an aggression of 2.
-#[inline]
-fn slow_start(age: u64) -> f64 {
-    if age >= SLOW_START {
-        return 1.0;
-    }
-    let done = age as f64 / SLOW_START as f64;
-    1.0 / done.sqrt().max(SLOW_START_FROM)
 }

@@ -2,6 +2,8 @@ use std::{sync::Arc, time::Duration};
 
 use palisade_core::attempt::EndpointId;
 
+use crate::{Ejected, LastCheck, LoadReport};
+
 /// What one endpoint looks like now.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -20,14 +22,31 @@ pub struct Snapshot {
     pub latency: Option<Duration>,
     /// Its share relative to the others.
     pub weight: f64,
+    /// What it said of its own load last, however long ago.
+    pub reported: Option<LoadReport>,
+    /// Where it is, if it was said.
+    pub zone: Option<Arc<str>>,
+    /// Endpoints of a higher number only get what the others cannot carry.
+    pub priority: u32,
+    /// Which level that makes from here, 0 the first: by priority, and on each priority near ones before far ones.
+    pub level: u32,
     /// Attempts that went there.
     pub requests: u64,
-    /// Attempts that it is to blame for: failures, overload, timeouts, and those that did not reach it.
+    /// Attempts that it is to blame for: failures, overload, timeouts, those that did not reach it, and those that a
+    /// layer in front of it refused because it was open, full or had no endpoint itself.
     pub failures: u64,
     /// How often the set has ejected it. What its gate does is the gate's to count.
     pub ejections: u64,
+    /// How often it would have, in [shadow](crate::Ejection::shadow).
+    pub shadowed_ejections: u64,
+    /// Why it was taken out last, by the set or by its gate, and when; also when it is back.
+    pub ejected: Option<Ejected>,
     /// Until a probe may pass, if that only takes time.
     pub retry_in: Option<Duration>,
+    /// What health checks say.
+    pub health: Health,
+    /// The last of its health checks, if there was one.
+    pub last_check: Option<LastCheck>,
 }
 
 /// Whether an endpoint may be picked.

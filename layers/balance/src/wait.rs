@@ -3,19 +3,18 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
 use pin_project::{pin_project, pinned_drop};
-use tokio::{
-    sync::{Notify, futures::OwnedNotified},
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::sync::{AtomicU64, AtomicUsize, Notify, OwnedNotified};
+
+#[cfg(all(test, loom))]
+mod interleavings;
 
 /// Says that nothing may be picked and until when that is known to hold, and wakes those who wait for its end.
 #[derive(Debug)]

@@ -36,14 +36,18 @@ async fn equal_endpoints_share_and_a_weight_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn round_robin_goes_round_by_weight_whatever_is_in_flight() {
+async fn round_robin_goes_round_whatever_is_in_flight_and_with_weights_if_it_is_told_to() {
     let endpoints = Endpoints::default();
     let fakes = fakes(&endpoints, &[1, 1000, 5]);
     endpoints.set_weight("2", 2.0);
     let service = Balance::round_robin(endpoints.clone());
+    load(&service, 9, MS).await;
+    assert_eq!(calls(&fakes), [3, 3, 3]);
+    let before = calls(&fakes);
+    endpoints.set_strategy(Strategy::WeightedRoundRobin);
     // Two rounds of four.
     load(&service, 8, MS).await;
-    assert_eq!(calls(&fakes), [2, 2, 4]);
+    assert_eq!(since(&fakes, &before), [2, 2, 4]);
 }
 
 #[tokio::test(start_paused = true)]

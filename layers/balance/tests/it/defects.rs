@@ -273,3 +273,29 @@ async fn refused_waiters_do_not_spin() {
         assert!(polls.load(SeqCst) < 1000);
     }
 }
+
+/// Refuses the first request, once.
+#[derive(Clone, Default)]
+struct NotAtFirst(Arc<AtomicUsize>);
+impl Gate for NotAtFirst {
+    type Guard = ();
+    fn admit(&self, _: &RequestHead<'_>, _: Instant) -> Admit<()> {
+        Admit::Now(match self.0.fetch_add(1, SeqCst) {
+            0 => Err(Rejected::new(Reason::RateLimited, "no")),
+            _ => Ok(()),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_found_an_endpoint_at_last_keeps_nobody_waiting() {
+    let endpoints = Endpoints::default();
+    let gate = NotAtFirst::default();
+    endpoints.insert(Endpoint::new("0", Fake::new(60_000)).gate(gate.clone()));
+    let service = balance(&endpoints);
+    let mut first = task::spawn(service.clone().oneshot(Request::new(())));
+    assert_pending!(first.poll());
+    assert_eq!(gate.0.load(SeqCst), 2, "asked again, and sent");
+    let mut second = Spawn::new(service);
+    assert!(second.poll_ready::<Request<()>>().is_ready());
+}

@@ -63,6 +63,18 @@ async fn latency_ends_with_the_first_data_and_in_flight_with_the_last() {
     assert_eq!((seen.in_flight, seen.latency), (0, Some(MS * 100)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_head_has_ended_though_nobody_reads_its_body() {
+    let endpoints = Endpoints::default();
+    let fakes = fakes(&endpoints, &[10]);
+    let service = balance(&endpoints);
+    let (_sender, body) = Channel::<Bytes, Infallible>::new(2);
+    fakes[0].next_body(body.boxed());
+    let request = Request::head("/").body(()).unwrap();
+    drop(service.oneshot(request).await.unwrap());
+    assert_eq!(of(&endpoints, "0").latency, Some(MS * 10));
+}
+
 #[derive(Clone)]
 struct Panics;
 

@@ -2,14 +2,14 @@ use std::collections::BTreeMap;
 
 use http::{Request, StatusCode};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use palisade_balance::{Endpoint, Endpoints, Health};
+use palisade_balance::{Ejection, Endpoint, Endpoints, Health};
 use tokio_test::{assert_pending, task};
 use tower::ServiceExt;
 
 use crate::support::{Fake, MS, balance, load, send, send_to};
 
 /// What is not zero, as `name{label=value,...}`.
-fn seen(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
+pub(crate) fn seen(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let all = snapshotter.snapshot().into_vec().into_iter();
     all.filter_map(|(key, _, _, value)| {
         let (_, key) = key.into_parts();
@@ -57,7 +57,10 @@ async fn each_endpoint_reports_attempts_and_state_under_the_name_of_the_set() {
         send_to(&endpoints, &service, "0").await.unwrap_err();
     }
     let after = seen(&snapshotter);
-    assert_eq!(after[&format!("ejections_total{{{}}}", label(0))], 1.0);
+    assert_eq!(
+        after[&format!("ejections_total{{{},reason=consecutive}}", label(0))],
+        1.0
+    );
     assert_eq!(
         after[&format!("attempts_total{{{},verdict=unsent}}", label(0))],
         5.0
@@ -99,4 +102,37 @@ async fn each_endpoint_reports_attempts_and_state_under_the_name_of_the_set() {
     );
     fakes[2].now(1, StatusCode::OK);
     send(&service).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shadow_and_a_panic_are_reported_apart() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let endpoints = Endpoints::named("chat");
+    endpoints.set_ejection(Ejection::default().shadow());
+    let fakes: Vec<_> = (0..4).map(|_| Fake::new(10)).collect();
+    metrics::with_local_recorder(&recorder, || {
+        for (at, fake) in fakes.iter().enumerate() {
+            endpoints.insert(Endpoint::new(at.to_string(), fake.clone()));
+        }
+    });
+    let service = balance(&endpoints);
+    fakes[0].kill();
+    for _ in 0..5 {
+        send_to(&endpoints, &service, "0").await.unwrap_err();
+    }
+    let now = seen(&snapshotter);
+    let shadowed = "shadowed_ejections_total{endpoint=0,layer=chat,reason=consecutive}";
+    assert_eq!(now[shadowed], 1.0);
+    assert!(!now.keys().any(|key| key.starts_with("ejections_total")));
+
+    let panic = "panic{layer=chat}";
+    for name in ["1", "2"] {
+        endpoints.set_health(name, Health::Unhealthy);
+        assert!(!seen(&snapshotter).contains_key(panic), "{name}");
+    }
+    endpoints.set_health("3", Health::Unhealthy);
+    assert_eq!(seen(&snapshotter)[panic], 1.0);
+    endpoints.set_health("3", Health::Healthy);
+    assert!(!seen(&snapshotter).contains_key(panic));
 }

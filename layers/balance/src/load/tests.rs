@@ -1,0 +1,212 @@
+use super::*;
+use crate::size::Usual;
+
+const MS: u64 = 1_000_000;
+const PEERS: f64 = 100e6;
+
+const NORM: Norm = Norm {
+    latency: PEERS,
+    lasts: 0.0,
+    streams: 0.0,
+};
+
+fn answered(load: &mut Load, size: Size, start: u64, end: u64) {
+    let mut attempt = load.start(size, &NORM, start);
+    let waited = load.heard(&mut attempt, end);
+    load.sample(&attempt, waited, end);
+    load.end(&attempt);
+}
+
+fn times(size: f64) -> Size {
+    let mut usual = Usual::default();
+    usual.note(Some(1.0));
+    usual.size(Some(size))
+}
+
+#[test]
+fn an_unknown_endpoint_is_like_its_peers() {
+    assert_eq!(Load::new(0).latency(PEERS, 5 * MS), PEERS);
+}
+
+#[test]
+fn nothing_decays_while_somebody_waits() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 500 * MS);
+    let mut attempt = load.start(Size::ONE, &NORM, 500 * MS);
+    assert_eq!(load.latency(PEERS, 900 * MS), 500e6);
+    load.heard(&mut attempt, 60_000 * MS);
+    assert_eq!(load.latency(PEERS, 60_000 * MS), 500e6);
+}
+
+#[test]
+fn a_stream_that_lasts_does_not_keep_an_old_estimate_alive() {
+    let mut load = Load::new(0);
+    let mut stream = load.start(Size::ONE, &NORM, 0);
+    load.heard(&mut stream, MS);
+    answered(&mut load, Size::ONE, MS, 501 * MS);
+    assert_eq!(load.latency(PEERS, 30_501 * MS), PEERS);
+    assert_eq!(load.in_flight(), 1);
+}
+
+#[test]
+fn an_idle_endpoint_drifts_to_its_peers_from_either_side() {
+    for latency in [10 * MS, 500 * MS] {
+        let mut load = Load::new(0);
+        answered(&mut load, Size::ONE, 0, latency);
+        let quarter = load.latency(PEERS, latency + 15_000 * MS);
+        assert_eq!(quarter, 0.75 * latency as f64 + 0.25 * PEERS);
+        assert_eq!(load.latency(PEERS, latency + 30_000 * MS), PEERS);
+        assert_eq!(load.latency(PEERS, latency + 90_000 * MS), PEERS);
+    }
+}
+
+#[test]
+fn who_was_priced_out_gets_one_request_and_no_more_before_it_has_answered() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 1_000 * MS);
+    assert_eq!(load.latency(PEERS, 31_000 * MS), PEERS);
+    let mut attempt = load.start(Size::ONE, &NORM, 31_000 * MS);
+    assert_eq!(load.latency(PEERS, 31_000 * MS), 1000e6);
+    let waited = load.heard(&mut attempt, 31_050 * MS);
+    load.sample(&attempt, waited, 31_050 * MS);
+    assert!(load.latency(PEERS, 31_050 * MS) < 300e6, "{load:?}");
+}
+
+#[test]
+fn who_was_not_asked_for_twice_the_time_is_as_if_it_were_new() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 1_000 * MS);
+    for (start, known) in [(60_999, true), (120_999, true), (181_001, false)] {
+        let mut attempt = load.start(Size::ONE, &NORM, start * MS);
+        assert_eq!(load.estimate().is_some(), known, "{start}");
+        load.heard(&mut attempt, (start + 1) * MS);
+    }
+}
+
+#[test]
+fn penalties_are_forgotten_sooner_than_latencies() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    load.penalise(2100e6, 100 * MS);
+    assert_eq!(load.latency(PEERS, 100 * MS), 600e6);
+    assert_eq!(load.latency(PEERS, 5_100 * MS), 350e6);
+    assert_eq!(load.latency(PEERS, 10_100 * MS), 100e6);
+}
+
+#[test]
+fn never_better_than_a_part_of_the_age_of_the_oldest_that_is_unanswered() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, MS);
+    let mut first = load.start(Size::ONE, &NORM, 10 * MS);
+    load.start(Size::ONE, &NORM, 20 * MS);
+    assert_eq!(load.latency(PEERS, 200 * MS), 57e6);
+    load.heard(&mut first, 200 * MS);
+    assert_eq!(load.latency(PEERS, 200 * MS), 54e6, "of the other one");
+}
+
+#[test]
+fn a_failure_that_comes_at_once_still_weighs() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    load.penalise(2e9, 100 * MS);
+    assert_eq!(load.estimate(), Some(100e6 + 0.25 * 1900e6));
+    load.forgive(100 * MS);
+    assert_eq!(load.estimate(), Some(100e6));
+}
+
+#[test]
+fn who_left_early_says_nothing_and_who_left_late_does() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    let attempt = load.start(Size::ONE, &NORM, 100 * MS);
+    load.censored(&attempt, 50e6, 20_000 * MS);
+    assert_eq!(load.estimate(), Some(100e6));
+    load.censored(&attempt, 400e6, 20_000 * MS);
+    assert!(load.estimate() > Some(200e6), "{load:?}");
+    // Nobody knows how long it would have taken.
+    assert_eq!(load.typical(), Some(100e6));
+}
+
+#[test]
+fn what_takes_long_because_it_is_much_makes_nobody_slow() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    answered(&mut load, times(20.0), 100 * MS, 2_100 * MS);
+    answered(&mut load, times(0.5), 2_100 * MS, 2_150 * MS);
+    let estimate = load.estimate().unwrap();
+    assert!((estimate - 100e6).abs() < 1.0, "{estimate}");
+}
+
+#[test]
+fn a_small_request_that_waits_says_little() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    answered(&mut load, times(0.01), 10_000 * MS, 10_100 * MS);
+    // Alone it would be a hundred times as slow; a tenth of what is remembered is new.
+    let estimate = load.estimate().unwrap();
+    assert!((105e6..120e6).contains(&estimate), "{estimate}");
+}
+
+#[test]
+fn the_time_to_the_beginning_of_a_stream_is_not_divided() {
+    let mut load = Load::new(0);
+    let streams = Norm {
+        streams: 1.0,
+        ..NORM
+    };
+    for (size, start) in [(0.01, 0), (100.0, 1_000 * MS), (1.0, 2_000 * MS)] {
+        let mut attempt = load.start(times(size), &streams, start);
+        let waited = load.heard(&mut attempt, start + 100 * MS);
+        load.sample(&attempt, waited, start + 100 * MS);
+    }
+    assert_eq!(load.estimate(), Some(100e6));
+}
+
+#[test]
+fn what_lasts_long_is_remembered_for_longer() {
+    let long = Norm {
+        lasts: 10e9,
+        ..NORM
+    };
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 500 * MS);
+    let mut attempt = load.start(Size::ONE, &long, 500 * MS);
+    load.heard(&mut attempt, 500 * MS);
+    assert_eq!(load.latency(PEERS, 30_500 * MS), 496e6);
+    assert!(!load.is_overdue(600_499 * MS));
+    assert!(load.is_overdue(600_501 * MS));
+    load.sample(&attempt, 1_500e6, 50_500 * MS);
+    assert_eq!(
+        load.estimate(),
+        Some(1000e6),
+        "half of it after 50 s: it is odd"
+    );
+}
+
+#[test]
+fn one_answer_does_not_price_out_who_was_like_its_peers() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 100 * MS);
+    answered(&mut load, Size::ONE, 60_000 * MS, 61_000 * MS);
+    assert_eq!(load.estimate(), Some(190e6));
+}
+
+#[test]
+fn few_answers_bring_back_who_was_slow() {
+    let mut load = Load::new(0);
+    answered(&mut load, Size::ONE, 0, 1_000 * MS);
+    answered(&mut load, Size::ONE, 45_900 * MS, 46_000 * MS);
+    // 45 s of it were good, 5 s of memory were not.
+    assert_eq!(load.estimate(), Some(190e6));
+}
+
+#[test]
+fn work_in_flight_counts_a_little_by_size_and_ends_at_zero() {
+    let mut load = Load::new(0);
+    let first = load.start(times(11.0), &NORM, 0);
+    let second = load.start(Size::ONE, &NORM, 0);
+    assert_eq!((load.queue(), load.in_flight()), (3.0, 2));
+    load.end(&first);
+    load.end(&second);
+    assert_eq!((load.queue(), load.in_flight()), (0.0, 0));
+}

