@@ -264,7 +264,7 @@ impl Instance {
     /// The load in the text form of ORCA's `endpoint-load-metrics`.
     ///
     /// `cpu_utilization` is the share of slots in use; `application_utilization` counts the queue as well, so that it
-    /// goes beyond 1.
+    /// goes beyond 1. `in_flight` counts both.
     pub(crate) fn orca(&self) -> HeaderValue {
         let gauges = self.gauges();
         let cpu = share(gauges.active, gauges.slots);
@@ -272,8 +272,9 @@ impl Instance {
         let rate = self.floor().pace.per_second(time::now());
         let text = format!(
             "TEXT cpu_utilization={cpu:.3}, rps_fractional={rate:.1}, application_utilization={application:.3}, \
-             named_metrics.queue_depth={}",
+             named_metrics.queue_depth={}, named_metrics.in_flight={}",
             gauges.queued,
+            gauges.active + gauges.queued,
         );
         HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).expect("visible ASCII")
     }

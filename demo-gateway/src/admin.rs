@@ -18,7 +18,7 @@ use crate::{
     app::App,
     backends::NotAdded,
     body::{self, Answer},
-    config::{Backend, Strategy},
+    config::{self, Backend},
     errors::{ApiError, SOON},
     identity::{Identifier, same_secret},
     limits::{DOWN, Reset, Source},
@@ -145,6 +145,12 @@ async fn add(inbound: Inbound) -> Result<Answer, ApiError> {
     if let Some(mistake) = backend.check().into_iter().next() {
         return Err(ApiError::bad_request(mistake.to_string()).param(mistake.path));
     }
+    if backend.api_key_env.is_some() {
+        // Whoever holds the token could have any secret of this process sent anywhere.
+        let detail =
+            "only the configuration says which variable of the environment a backend is sent";
+        return Err(ApiError::bad_request(detail).param("api_key_env"));
+    }
     let id = backend.name().to_owned();
     match app.backends.add(&backend) {
         Ok(()) => Ok(done(format!("Backend {id} added successfully"))),
@@ -174,6 +180,23 @@ fn unknown(id: &str) -> ApiError {
 struct Change {
     weight: Option<f64>,
     drain: Option<bool>,
+    /// Empty for none.
+    zone: Option<String>,
+    priority: Option<u32>,
+}
+
+impl Change {
+    /// What would be wrong with a backend that was configured so.
+    fn check(&self) -> Result<(), ApiError> {
+        let mut backend = Backend::new("http://unchanged");
+        backend.weight = self.weight.unwrap_or(backend.weight);
+        backend.zone = self.zone.clone().filter(|zone| !zone.is_empty());
+        backend.priority = self.priority.unwrap_or_default();
+        match backend.check().into_iter().next() {
+            Some(mistake) => Err(ApiError::bad_request(mistake.to_string()).param(mistake.path)),
+            None => Ok(()),
+        }
+    }
 }
 
 async fn change(inbound: Inbound) -> Result<Answer, ApiError> {
@@ -181,17 +204,24 @@ async fn change(inbound: Inbound) -> Result<Answer, ApiError> {
     let id = &*inbound.after("/admin/backends/")?.into_owned();
     let change: Change = read(inbound).await?;
     let endpoints = &app.backends.endpoints;
-    if let Some(weight) = change.weight
-        && !(weight > 0.0 && weight <= 1000.0)
-    {
-        let detail = format!("`weight`: {weight} is not above 0 and up to 1000");
-        return Err(ApiError::bad_request(detail).param("weight"));
-    }
+    change.check()?;
     let mut found = app.backends.find(id).is_some();
     let mut told = Vec::new();
     if let Some(weight) = change.weight {
         found &= endpoints.set_weight(id, weight);
         told.push(format!("weight {weight}"));
+    }
+    if let Some(zone) = change.zone {
+        let zone = Some(&*zone).filter(|zone| !zone.is_empty());
+        found &= endpoints.set_zone_of(id, zone);
+        told.push(match zone {
+            Some(zone) => format!("zone {zone}"),
+            None => "no zone".into(),
+        });
+    }
+    if let Some(priority) = change.priority {
+        found &= endpoints.set_priority(id, priority);
+        told.push(format!("priority {priority}"));
     }
     match change.drain {
         Some(true) => {
@@ -209,7 +239,7 @@ async fn change(inbound: Inbound) -> Result<Answer, ApiError> {
     }
     if told.is_empty() {
         return Err(ApiError::bad_request(
-            "there is neither `weight` nor `drain`",
+            "there is none of `weight`, `drain`, `zone` and `priority`",
         ));
     }
     Ok(done(format!("Backend {id}: {}", told.join(", "))))
@@ -259,11 +289,11 @@ struct Chosen {
 async fn strategy(inbound: Inbound) -> Result<Answer, ApiError> {
     let app = inbound.app.clone();
     let chosen: Chosen = read(inbound).await?;
-    let Some(strategy) = Strategy::find(&chosen.strategy) else {
-        let names = Strategy::ALL.map(Strategy::name).join("`, `");
+    let Ok(strategy) = chosen.strategy.parse() else {
+        let names = config::strategies().join("`, `");
         let detail = format!("`{}` is no strategy: there are `{names}`", chosen.strategy);
         return Err(ApiError::bad_request(detail).param("strategy"));
     };
-    app.backends.endpoints.set_strategy(strategy.into());
-    Ok(done(format!("Strategy {}", strategy.name())))
+    app.backends.set_strategy(strategy);
+    Ok(done(format!("Strategy {strategy}")))
 }

@@ -10,6 +10,7 @@ use palisade::{BoxError, rate_limit::RedisStore};
 use crate::{
     backends::Backends,
     config::Config,
+    discovery::Discovery,
     identity::Identities,
     limits::Limits,
     metrics::{Account, Meters},
@@ -22,6 +23,8 @@ pub(crate) struct App {
     pub(crate) admin_token: String,
     pub(crate) identities: Identities,
     pub(crate) backends: Backends,
+    /// Where more backends come from.
+    pub(crate) discovery: Option<Discovery>,
     pub(crate) stack: Stack,
     /// How many threads serve connections.
     pub(crate) workers: usize,
@@ -48,6 +51,7 @@ impl App {
             draining: AtomicBool::new(false),
             admin_token,
             backends,
+            discovery: None,
             meters,
             config,
         })

@@ -1,29 +1,37 @@
 //! The backends, as a set that changes while requests are under way.
 
+mod status;
+
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
+use bytes::Bytes;
 use http::HeaderValue;
+use http_body_util::Empty;
 use metrics::gauge;
 use palisade::{
-    balance::{EndpointState, HealthChecks, Snapshot},
-    circuit_breaker::CircuitState,
-    time::wall_clock,
+    BoxError,
+    balance::{
+        Checkup, Endpoint, EndpointState, Finding, HealthChecks, OrcaProbe, Probes, Snapshot,
+        Strategy, discover::Target,
+    },
+    circuit_breaker::CircuitBreaker,
 };
-use serde::Serialize;
 
+pub(crate) use self::status::Status;
 use crate::{
-    clock::rfc3339,
-    config::{self, Config, Strategy},
+    checkup,
+    config::{self, Config},
     metrics::{ACTIVE, BackendMeters},
-    proxy::{Address, Checker},
-    stack::{self, Endpoints},
+    proxy::{Address, Connections},
+    stack::{self, EndpointService, Endpoints},
     workers,
 };
 
@@ -38,8 +46,6 @@ pub(crate) struct Backend {
     /// What to show to it instead of the caller's credentials.
     pub(crate) authorization: Option<HeaderValue>,
     pub(crate) meters: BackendMeters,
-    /// Milliseconds since 1970; 0 for never.
-    last_check: AtomicU64,
     answers: AtomicU64,
     /// Microseconds, of all answers together.
     took: AtomicU64,
@@ -52,11 +58,9 @@ impl Backend {
         let authorization = match &config.api_key_env {
             None => None,
             Some(name) => {
-                let key = std::env::var(name).map_err(|error| format!("`{name}`: {error}"))?;
-                let value = HeaderValue::from_str(&format!("Bearer {key}"));
-                let mut value = value.map_err(|_| format!("`{name}` is no header value"))?;
-                value.set_sensitive(true);
-                Some(value)
+                let key = std::env::var_os(name);
+                let key = key.ok_or_else(|| format!("`{name}` is not in the environment"))?;
+                Some(bearer(&key).ok_or_else(|| format!("`{name}` is no header value"))?)
             }
         };
         Ok(Self {
@@ -66,17 +70,9 @@ impl Backend {
             name: HeaderValue::from_str(config.name()).map_err(|error| error.to_string())?,
             authorization,
             meters: BackendMeters::new(config.name()),
-            last_check: AtomicU64::new(0),
             answers: AtomicU64::new(0),
             took: AtomicU64::new(0),
         })
-    }
-
-    /// A health check has ended.
-    pub(crate) fn checked(&self) {
-        let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
-        let millis = since.map_or(0, |since| since.as_millis() as u64);
-        self.last_check.store(millis, Relaxed);
     }
 
     /// An answer has ended well.
@@ -91,17 +87,83 @@ impl Backend {
     }
 }
 
-type Known = BTreeMap<Arc<str>, Arc<Backend>>;
+/// Of each name those that are in use, the newest last. The set and the requests hold them.
+#[derive(Clone, Debug, Default)]
+struct Known(Arc<Mutex<ByName>>);
+
+type ByName = BTreeMap<Arc<str>, Vec<Weak<Backend>>>;
+
+impl Known {
+    fn insert(&self, backend: &Arc<Backend>) {
+        let mut known = lock(&self.0);
+        for backends in known.values_mut() {
+            backends.retain(|backend| backend.strong_count() > 0);
+        }
+        known.retain(|_, backends| !backends.is_empty());
+        let of_name = known.entry(backend.id.clone()).or_default();
+        of_name.push(Arc::downgrade(backend));
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<Backend>> {
+        let known = lock(&self.0);
+        known.get(id)?.iter().rev().find_map(Weak::upgrade)
+    }
+}
 
 /// All backends and how they do.
 #[derive(Debug)]
 pub(crate) struct Backends {
     pub(crate) endpoints: Endpoints,
-    known: Arc<Mutex<Known>>,
+    maker: Maker,
     /// What `publish` has shown last.
     shown: Mutex<BTreeMap<Arc<str>, u32>>,
-    config: Config,
+    /// Whether the strategy asks what a request belongs to.
+    reads_affinity: AtomicBool,
+    /// Held by what looks before it changes something.
+    changing: Mutex<()>,
+    /// Where the gateway is.
+    zone: Option<String>,
+}
+
+/// Makes the endpoint of a backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Maker {
+    known: Known,
+    config: Arc<Config>,
     workers: usize,
+}
+
+impl Maker {
+    fn make(
+        &self,
+        config: &config::Backend,
+    ) -> Result<Endpoint<EndpointService, CircuitBreaker>, String> {
+        let backend = Arc::new(Backend::new(config)?);
+        self.known.insert(&backend);
+        Ok(stack::endpoint(backend, config, &self.config, self.workers))
+    }
+
+    /// The endpoint of a backend that was found: at a URL, or at `host:port`.
+    pub(crate) fn endpoint(
+        &self,
+        target: &Target,
+    ) -> Result<Endpoint<EndpointService, CircuitBreaker>, BoxError> {
+        let address = &*target.address;
+        let url = match address.contains("://") {
+            true => address.to_owned(),
+            false => format!("http://{address}"),
+        };
+        let key = target.labels.get("api_key_env");
+        let backend = config::Backend {
+            id: Some(target.name.to_string()),
+            api_key_env: key.map(ToString::to_string),
+            ..config::Backend::new(url)
+        };
+        match backend.check().into_iter().next() {
+            Some(mistake) => Err(mistake.into()),
+            None => Ok(self.make(&backend)?),
+        }
+    }
 }
 
 /// Why a backend was not added.
@@ -115,39 +177,59 @@ impl Backends {
     pub(crate) fn new(config: &Config) -> Self {
         let backends = Self {
             endpoints: Endpoints::named("gateway"),
-            known: Arc::default(),
-            shown: Mutex::default(),
-            config: config.clone(),
-            workers: match config.server.workers {
-                0 => workers::usual(),
-                many => many,
+            maker: Maker {
+                known: Known::default(),
+                config: Arc::new(config.clone()),
+                workers: match config.server.workers {
+                    0 => workers::usual(),
+                    many => many,
+                },
             },
+            shown: Mutex::default(),
+            reads_affinity: AtomicBool::default(),
+            changing: Mutex::default(),
+            zone: config.zone.clone(),
         };
-        backends.endpoints.set_strategy(config.strategy.into());
+        backends.set_strategy(config.strategy);
+        backends.endpoints.set_zone(config.zone.as_deref());
         backends
+    }
+
+    /// Chooses so from the next request on.
+    pub(crate) fn set_strategy(&self, strategy: Strategy) {
+        let _changing = lock(&self.changing);
+        let reads_affinity = strategy == Strategy::ConsistentHash;
+        self.reads_affinity.store(reads_affinity, Relaxed);
+        self.endpoints.set_strategy(strategy);
+    }
+
+    /// Whether it matters now what a request belongs to.
+    pub(crate) fn reads_affinity(&self) -> bool {
+        self.reads_affinity.load(Relaxed)
     }
 
     /// How many threads send requests.
     pub(crate) fn workers(&self) -> usize {
-        self.workers
+        self.maker.workers
+    }
+
+    /// Makes endpoints for this set.
+    pub(crate) fn maker(&self) -> Maker {
+        self.maker.clone()
     }
 
     pub(crate) fn add(&self, config: &config::Backend) -> Result<(), NotAdded> {
-        let backend = Backend::new(config).map_err(NotAdded::Wrong)?;
-        let backend = Arc::new(backend);
-        let mut known = lock(&self.known);
+        let _changing = lock(&self.changing);
         let here = self.endpoints.snapshot();
         let is_used = |endpoint: &Snapshot| {
-            endpoint.name == backend.id && endpoint.state != EndpointState::Draining
+            *endpoint.name == *config.name() && endpoint.state != EndpointState::Draining
         };
         // One that was told to drain but not removed keeps its name.
-        if here.iter().any(is_used) || self.endpoints.with_gate(&backend.id, |_| ()).is_some() {
+        let is_held = self.endpoints.with_gate(config.name(), |_| ()).is_some();
+        if is_held || here.iter().any(is_used) {
             return Err(NotAdded::Exists);
         }
-        known.insert(backend.id.clone(), backend.clone());
-        let endpoint = stack::endpoint(backend, &self.config, self.workers)
-            .weight(config.weight)
-            .max_in_flight(u32::try_from(config.max_connections).unwrap_or(u32::MAX));
+        let endpoint = self.maker.make(config).map_err(NotAdded::Wrong)?;
         self.endpoints.insert(endpoint);
         Ok(())
     }
@@ -174,54 +256,6 @@ impl Backends {
         })
     }
 
-    pub(crate) fn status(&self) -> Status {
-        // First the lock: what is added after the snapshot would be forgotten.
-        let mut known = lock(&self.known);
-        let here = self.endpoints.snapshot();
-        known.retain(|id, _| here.iter().any(|endpoint| endpoint.name == *id));
-        let reports = here.iter().filter_map(|endpoint| {
-            let backend = known.get(&endpoint.name)?;
-            Some(self.report(backend, endpoint))
-        });
-        let backends: Vec<Report> = reports.collect();
-        let healthy = backends.iter().filter(|report| report.healthy).count();
-        Status {
-            strategy: self.endpoints.strategy().name(),
-            total_backends: backends.len(),
-            healthy_backends: healthy,
-            overall_health: rounded(healthy as f64 / backends.len().max(1) as f64),
-            backends,
-        }
-    }
-
-    fn report(&self, backend: &Backend, endpoint: &Snapshot) -> Report {
-        let circuit = self
-            .endpoints
-            .with_gate(&endpoint.name, |breaker| breaker.handle().snapshot());
-        let last_check = match backend.last_check.load(Relaxed) {
-            0 => None,
-            millis => Some(rfc3339(
-                SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
-            )),
-        };
-        let requests = endpoint.requests.max(1);
-        Report {
-            id: backend.id.clone(),
-            url: backend.url.clone(),
-            healthy: is_healthy(endpoint),
-            state: endpoint.state.name(),
-            circuit_breaker_open: circuit.is_some_and(|it| it.state == CircuitState::Open),
-            current_connections: endpoint.in_flight,
-            max_connections: endpoint.max_in_flight,
-            total_requests: endpoint.requests,
-            error_count: endpoint.failures,
-            error_rate_percent: rounded(endpoint.failures as f64 * 100.0 / requests as f64),
-            avg_response_time_ms: backend.average_ms(),
-            weight: endpoint.weight,
-            last_health_check: last_check,
-        }
-    }
-
     /// Sets the gauges that a scrape shows.
     pub(crate) fn publish(&self) {
         let mut shown = lock(&self.shown);
@@ -241,20 +275,42 @@ impl Backends {
     }
 
     /// Asks each backend for its health, for as long as it is polled.
-    pub(crate) fn health_checks(&self, every: Duration) -> impl Future<Output = ()> + Send + use<> {
-        let (known, checker) = (self.known.clone(), Checker::new());
-        self.endpoints
-            .health_checks(HealthChecks::every(every), move |name, _| {
-                let backend = lock(&known).get(&name).cloned();
-                let checker = checker.clone();
-                async move {
-                    match backend {
-                        Some(backend) => checker.check(backend).await,
-                        None => false,
-                    }
-                }
-            })
+    pub(crate) fn health_checks(
+        &self,
+        config: &Config,
+    ) -> Result<impl Future<Output = ()> + Send + use<>, BoxError> {
+        let settings = &config.health_check;
+        let checks = HealthChecks::every(config.health_interval)
+            .timeout(settings.timeout.min(config.health_interval))
+            .rise(settings.rise)
+            .fall(settings.fall);
+        let mut check = checkup::of(settings)?;
+        let known = self.maker.known.clone();
+        Ok(self.endpoints.health_checks(checks, move |name, _| {
+            let backend = known.find(&name);
+            // Its place in the set is about to be another's.
+            let gone = || Box::pin(async { Finding::from(false) }) as Checkup;
+            backend.map_or_else(gone, |backend| check(backend))
+        }))
     }
+
+    /// Asks backends for their load, for as long as it is polled and the strategy wants to know.
+    pub(crate) fn probes(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (known, connections) = (self.maker.known.clone(), Connections::<Empty<Bytes>>::new());
+        let probe = OrcaProbe::new("/load").expect("a path");
+        self.endpoints.probes(Probes::default(), move |name, _| {
+            let asking = known.find(&name).map(|backend| connections.to(backend));
+            let probe = probe.clone();
+            async move { probe.ask(asking?).await }
+        })
+    }
+}
+
+/// A key as a header. Why it cannot be one is not told: errors of the standard library have the key in them.
+fn bearer(key: &OsStr) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.to_str()?)).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -272,39 +328,18 @@ fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
-/// How the backends do, in the fields of `GET /health`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Status {
-    strategy: &'static str,
-    pub(crate) total_backends: usize,
-    pub(crate) healthy_backends: usize,
-    overall_health: f64,
-    backends: Vec<Report>,
-}
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
 
-#[derive(Debug, Serialize)]
-struct Report {
-    id: Arc<str>,
-    url: String,
-    healthy: bool,
-    state: &'static str,
-    circuit_breaker_open: bool,
-    current_connections: u32,
-    max_connections: Option<u32>,
-    total_requests: u64,
-    error_count: u64,
-    error_rate_percent: f64,
-    avg_response_time_ms: f64,
-    weight: f64,
-    last_health_check: Option<String>,
-}
+    use super::*;
 
-impl From<Strategy> for palisade::balance::Strategy {
-    fn from(strategy: Strategy) -> Self {
-        match strategy {
-            Strategy::Adaptive => Self::Adaptive,
-            Strategy::RoundRobin => Self::RoundRobin,
-            Strategy::LeastConnections => Self::LeastConnections,
-        }
+    #[test]
+    fn a_key_is_never_shown_and_one_that_is_no_header_says_nothing() {
+        let key = bearer(OsStr::new("hunter2")).unwrap();
+        assert_eq!(key, "Bearer hunter2");
+        assert!(!format!("{key:?}").contains("hunter2"));
+        assert_eq!(bearer(OsStr::from_bytes(b"hunter2\xff")), None);
+        assert_eq!(bearer(OsStr::new("hunter2\n")), None);
     }
 }

@@ -2,9 +2,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 
-use crate::config::{self, Backend, Config, Fault, Secret, Strategy, Switch, parse_duration};
+use crate::{
+    config::{
+        self, Affinity, Backend, Config, Discovery, Fault, Secret, Strategy, Switch, parse_duration,
+    },
+    simulate::Simulate,
+};
 
 /// A gateway for language models.
 ///
@@ -35,6 +43,8 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Shows in virtual time what balancing makes of endpoints that are slow, fail or hang.
+    Simulate(Box<Simulate>),
 }
 
 /// The options of `serve`. What is said here counts more than the file.
@@ -50,7 +60,7 @@ pub struct Serve {
     #[arg(
         long = "backend",
         env = "PALISADE_BACKEND",
-        value_name = "[ID=]URL[,weight=W][,max_connections=N]",
+        value_name = "[ID=]URL[,weight=W][,max_connections=N][,zone=Z][,priority=N]",
         value_delimiter = ' '
     )]
     pub backends: Vec<Backend>,
@@ -77,9 +87,23 @@ pub struct Serve {
     /// Whether the rules for who may ask how often hold [default: default].
     #[arg(long, env = "PALISADE_RATE_LIMIT", value_enum)]
     pub rate_limit: Option<Switch>,
-    /// How endpoints are chosen [default: adaptive].
-    #[arg(long, env = "PALISADE_STRATEGY", value_enum)]
+    /// How backends are chosen [default: adaptive].
+    #[arg(long, env = "PALISADE_STRATEGY", value_name = "NAME", value_parser = strategy())]
     pub strategy: Option<Strategy>,
+    /// What requests have in common that should go to the same backend, with `--strategy consistent_hash`
+    /// [default: session].
+    #[arg(long, env = "PALISADE_AFFINITY", value_enum)]
+    pub affinity: Option<Affinity>,
+    /// Where the gateway is: backends of the same zone come first [default: nowhere, all are alike].
+    #[arg(long, env = "PALISADE_ZONE", value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// Where backends are found besides those that are named; followed as long as the gateway runs.
+    #[arg(
+        long,
+        env = "PALISADE_DISCOVERY",
+        value_name = "file:PATH|dns:HOST:PORT|srv:NAME"
+    )]
+    pub discovery: Option<Discovery>,
     /// How often each backend is asked for its health [default: 5s].
     #[arg(long, env = "PALISADE_HEALTH_INTERVAL", value_name = "DURATION", value_parser = parse_duration)]
     pub health_interval: Option<Duration>,
@@ -111,6 +135,9 @@ impl Serve {
             redis,
             rate_limit,
             strategy,
+            affinity,
+            zone,
+            discovery,
             health_interval,
             drain_delay,
             print_config: _,
@@ -119,6 +146,9 @@ impl Serve {
         set(&mut config.embedded_backends, embedded_backends);
         set(&mut config.rate_limit, rate_limit);
         set(&mut config.strategy, strategy);
+        set(&mut config.affinity, affinity);
+        config.zone = zone.or(config.zone);
+        config.discovery = discovery.or(config.discovery);
         set(&mut config.health_interval, health_interval);
         set(&mut config.drain_delay, drain_delay);
         if admin_token.is_some() {
@@ -140,7 +170,12 @@ fn set<T>(setting: &mut T, said: Option<T>) {
     }
 }
 
-impl ValueEnum for Strategy {
+/// By the names of the layer.
+fn strategy() -> impl TypedValueParser<Value = Strategy> {
+    PossibleValuesParser::new(config::strategies()).try_map(|name| name.parse::<Strategy>())
+}
+
+impl ValueEnum for Affinity {
     fn value_variants<'a>() -> &'a [Self] {
         &Self::ALL
     }
@@ -202,13 +237,66 @@ mod tests {
     }
 
     #[test]
+    fn strategies_go_by_the_names_of_the_layer() {
+        for strategy in Strategy::ALL {
+            let config = read(&["--strategy", strategy.name()]);
+            assert_eq!(config.strategy, strategy);
+            let file = format!("strategy = \"{strategy}\"");
+            assert_eq!(config::parse(&file).unwrap().strategy, strategy);
+            let printed = config.to_toml().unwrap();
+            assert!(printed.contains(&file), "{printed}");
+        }
+        let error = Cli::try_parse_from(["demo-gateway", "--strategy", "magic"]);
+        let told = error.unwrap_err().to_string();
+        for strategy in Strategy::ALL {
+            assert!(told.contains(strategy.name()), "{told}");
+        }
+    }
+
+    #[test]
+    fn where_requests_go_can_be_said_on_the_command_line() {
+        let config = read(&[
+            "--zone",
+            "east",
+            "--affinity",
+            "prompt",
+            "--discovery",
+            "dns:llm.internal:8000",
+            "--backend",
+            "a=http://10.0.0.1:1,zone=west,priority=2,max_connections=7",
+        ]);
+        assert_eq!(config.check(), []);
+        assert_eq!(config.zone.as_deref(), Some("east"));
+        assert_eq!(config.affinity, Affinity::Prompt);
+        assert_eq!(
+            config.discovery.unwrap().dns.as_deref(),
+            Some("llm.internal:8000")
+        );
+        let backend = &config.backends[0];
+        assert_eq!(
+            (
+                backend.zone.as_deref(),
+                backend.priority,
+                backend.max_connections
+            ),
+            (Some("west"), 2, 7)
+        );
+    }
+
+    #[test]
     fn what_does_not_exist_is_an_error() {
         for args in [
             &["--strategy", "magic"][..],
+            &["--affinity", "love"],
+            &["--discovery", "carrier-pigeon"],
+            &["--backend", "http://a,priority=-1"],
+            &["--backend", "http://a,zone=two words"],
             &["--backend", "https://a"],
             &["--health-interval", "5"],
             &["dance"],
             &["check"],
+            &["simulate", "--policy", "magic"],
+            &["simulate", "--all", "--scenario", "slow1"],
         ] {
             let args = [&["demo-gateway"], args].concat();
             assert!(Cli::try_parse_from(&args).is_err(), "{args:?}");
@@ -244,7 +332,12 @@ mod tests {
             "--backend",
             "PALISADE_ADMIN_TOKEN",
             "--print-config",
+            "--zone",
+            "PALISADE_AFFINITY",
+            "--discovery",
+            "consistent_hash",
             "check",
+            "simulate",
         ] {
             assert!(help.contains(option), "{help}");
         }

@@ -18,7 +18,8 @@ use tokio::{
 use crate::{
     app::App,
     backends::NotAdded,
-    config::{Backend, Config, Mistake, Switch, UserHeader, told},
+    config::{self, Backend, Config, Mistake, Switch, UserHeader, told},
+    discovery::Discovery,
     metrics, server,
     workers::Workers,
 };
@@ -31,6 +32,9 @@ const LONGEST_CONNECT: Duration = Duration::from_millis(500);
 
 /// Between two looks at it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long a start waits for backends that have to be found.
+const LONGEST_SEARCH: Duration = Duration::from_secs(2);
 
 /// How often a store that goes or comes is noticed.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -99,7 +103,7 @@ impl Gateway {
         }
         let mut configured = config.backends.clone();
         let mut embedded = Vec::new();
-        if configured.is_empty() {
+        if configured.is_empty() && config.discovery.is_none() {
             for number in 1..=config.embedded_backends {
                 let backend = embed(number).await.map_err(StartError::Embedded)?;
                 configured.push(Backend {
@@ -109,16 +113,37 @@ impl Gateway {
                 embedded.push(backend);
             }
         }
-        let every = config.health_interval;
         let (store, upkeep) = open_store(&config).map_err(StartError::Stack)?.unzip();
         let upkeep = upkeep.map(tokio::spawn);
-        let app = App::new(config, token, store.clone()).map_err(StartError::Stack)?;
+        let mut app = App::new(config.clone(), token, store.clone()).map_err(StartError::Stack)?;
+        let follow = match config
+            .discovery
+            .as_ref()
+            .and_then(config::Discovery::source)
+        {
+            Some(source) => {
+                let (found, follow) = Discovery::follow(source, &app.backends);
+                app.discovery = Some(found);
+                Some(follow)
+            }
+            None => None,
+        };
         let app = Arc::new(app);
         for backend in &configured {
             let added = app.backends.add(backend);
             added.map_err(|error| StartError::Stack(format!("{}: {error}", backend.url).into()))?;
         }
-        let mut chores = vec![tokio::spawn(app.backends.health_checks(every)).abort_handle()];
+        let backends = &app.backends;
+        let checks = backends.health_checks(&app.config);
+        let mut chores = vec![
+            tokio::spawn(checks.map_err(StartError::Stack)?).abort_handle(),
+            tokio::spawn(backends.probes()).abort_handle(),
+        ];
+        if let (Some(follow), Some(found)) = (follow, &app.discovery) {
+            chores.push(tokio::spawn(follow).abort_handle());
+            // The first requests should find them.
+            let _late = timeout(LONGEST_SEARCH, found.first()).await;
+        }
         if let Some(recorder) = recorder {
             let upkeep = tokio::spawn(async {
                 let mut ticks = interval(UPKEEP_EVERY);

@@ -94,6 +94,7 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
         "upgrade",
         "set-cookie",
         "endpoint-load-metrics",
+        "endpoint-load-metrics-bin",
         "x-instance-id",
     ] {
         headers.remove(name);

@@ -43,14 +43,17 @@
 //! `/metrics` shows `llm_*`, `gen_ai_*` and what the layers say as `palisade_*`. Gateways in one process share them.
 
 mod admin;
+mod affinity;
 mod api;
 mod app;
 mod backends;
 mod body;
+mod checkup;
 mod classify;
 pub mod cli;
 mod clock;
 pub mod config;
+mod discovery;
 mod elsewhere;
 mod errors;
 mod exchange;
@@ -61,8 +64,10 @@ mod limits;
 mod metrics;
 mod proxy;
 mod server;
+pub mod simulate;
 mod sse;
 mod stack;
+mod work;
 mod workers;
 
 pub use self::{

@@ -7,6 +7,7 @@ use demo_gateway::{
     Gateway,
     cli::{Cli, Command, Serve},
     config::{self, Fault},
+    simulate::simulate,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -18,6 +19,16 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Check { config }) => check(&config),
+        Some(Command::Simulate(options)) => match simulate(&options) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
         Some(Command::Serve(options)) => serve(&options),
         None => serve(&cli.serve),
     }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::{
     exchange::{Exchange, Operation},
     identity::Kind,
+    work::Lengths,
 };
 
 const REQUESTS: &str = "llm_requests_total";
@@ -140,6 +141,8 @@ pub(crate) struct Meters {
     operations: [OperationMeters; Operation::ALL.len()],
     unknown: Counter,
     pub(crate) overhead: Histogram,
+    /// What the balancer is told by.
+    pub(crate) lengths: Lengths,
     hits: [(&'static str, Counter); 5],
 }
 
@@ -158,6 +161,7 @@ impl Meters {
             operations: Operation::ALL.map(OperationMeters::new),
             unknown: counter!(REQUESTS, "backend" => UNKNOWN, "status" => "error"),
             overhead: histogram!(OVERHEAD),
+            lengths: Lengths::default(),
             hits: [
                 hits("global"),
                 hits("ip"),
@@ -276,6 +280,11 @@ impl Settle for Tally {
         };
         meters.input_tokens.record(usage.prompt as f64);
         meters.output_tokens.record(usage.completion as f64);
+        if succeeded {
+            self.meters
+                .lengths
+                .learn(exchange.operation, usage.completion);
+        }
         // A plain answer comes whole: its first byte is its last token.
         if let Some(first) = self
             .first_data

@@ -15,13 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request, Response, StatusCode,
+    HeaderValue, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
     response::Parts,
     uri::{PathAndQuery, Scheme, Uri},
 };
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Collected, Empty, Full, Limited, combinators::Collect};
+use http_body_util::{BodyExt, Collected, Full, Limited, combinators::Collect};
 use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{self, Client, connect::HttpConnector},
@@ -129,6 +129,13 @@ impl Address {
     pub(crate) fn new(base: Uri) -> Option<Self> {
         let host = HeaderValue::from_str(base.authority()?.as_str()).ok()?;
         Some(Self { base, host })
+    }
+
+    /// Where to connect to.
+    pub(crate) fn host_and_port(&self) -> String {
+        let host = self.base.host().unwrap_or_default();
+        let port = self.base.port_u16().unwrap_or(80);
+        format!("{host}:{port}")
     }
 
     /// The path and query of another, here.
@@ -337,25 +344,60 @@ impl Body for UpstreamBody {
     }
 }
 
-/// Asks backends for their health, over connections that requests do not use.
+/// Asks a backend how it is, over connections that requests do not use.
 #[derive(Clone, Debug)]
-pub(crate) struct Checker(Client<HttpConnector, Empty<Bytes>>);
+pub(crate) struct Asking<B> {
+    client: Client<HttpConnector, B>,
+    backend: Arc<Backend>,
+}
 
-impl Checker {
+/// The connections for that.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections<B>(Client<HttpConnector, B>);
+
+impl<B> Connections<B>
+where
+    B: Body<Data: Send> + Send,
+{
     pub(crate) fn new() -> Self {
         Self(client())
     }
 
-    /// Whether the backend answers well to `GET /health`.
-    pub(crate) async fn check(self, backend: Arc<Backend>) -> bool {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = backend.address.at(&Uri::from_static("/health"));
-        if let Some(key) = &backend.authorization {
+    /// Of HTTP/2 without TLS, which the backend has to know of.
+    pub(crate) fn http2() -> Self {
+        Self(builder().http2_only(true).build(connector()))
+    }
+
+    pub(crate) fn to(&self, backend: Arc<Backend>) -> Asking<B> {
+        Asking {
+            client: self.0.clone(),
+            backend,
+        }
+    }
+}
+
+impl<B> Service<Request<B>> for Asking<B>
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    type Response = Response<Incoming>;
+    type Error = legacy::Error;
+    type Future = legacy::ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), legacy::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        *request.uri_mut() = self.backend.address.at(request.uri());
+        if request.version() != Version::HTTP_2 {
+            let host = self.backend.address.host.clone();
+            request.headers_mut().insert(HOST, host);
+        }
+        if let Some(key) = &self.backend.authorization {
             request.headers_mut().insert(AUTHORIZATION, key.clone());
         }
-        let answer = self.0.request(request).await;
-        backend.checked();
-        answer.is_ok_and(|response| response.status().is_success())
+        self.client.request(request)
     }
 }
 
@@ -363,15 +405,24 @@ fn client<B>() -> Client<HttpConnector, B>
 where
     B: Body<Data: Send> + Send,
 {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    Client::builder(TokioExecutor::new())
+    builder().build(connector())
+}
+
+fn builder() -> legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         // Attempts are counted in one place.
-        .retry_canceled_requests(false)
-        .build(connector)
+        .retry_canceled_requests(false);
+    builder
+}
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tower::{Layer, Service, ServiceBuilder, layer::layer_fn};
 use crate::{
     backends::{Backend, Backends},
     classify::Llm,
-    config::Config,
+    config::{self, Config},
     elsewhere::{Elsewhere, is_set_aside},
     limits::Limits,
     metrics::Account,
@@ -108,7 +108,7 @@ impl Stack {
             .layer(layer_fn(|balance| {
                 Elsewhere::new(balance, backends.endpoints.clone())
             }))
-            .layer(BalanceLayer::new(config.strategy.into()).classify(Llm))
+            .layer(BalanceLayer::new(config.strategy).classify(Llm))
             .service(backends.endpoints.clone());
 
         Ok(Self {
@@ -122,6 +122,7 @@ impl Stack {
 /// One backend behind its own gate.
 pub(crate) fn endpoint(
     backend: Arc<Backend>,
+    settings: &config::Backend,
     config: &Config,
     workers: usize,
 ) -> Endpoint<EndpointService, CircuitBreaker> {
@@ -131,5 +132,13 @@ pub(crate) fn endpoint(
         .named(backend.id.to_string());
     let timeout = AttemptTimeoutLayer::first_byte(config.timeouts.first_byte);
     let name = backend.id.clone();
-    Endpoint::new(name, timeout.layer(Upstream::new(backend, workers))).gate(gate)
+    let most = u32::try_from(settings.max_connections).unwrap_or(u32::MAX);
+    let endpoint = Endpoint::new(name, timeout.layer(Upstream::new(backend, workers)))
+        .weight(settings.weight)
+        .max_in_flight(most)
+        .priority(settings.priority);
+    match &settings.zone {
+        Some(zone) => endpoint.zone(&**zone).gate(gate),
+        None => endpoint.gate(gate),
+    }
 }

@@ -15,6 +15,7 @@ use super::{
     input,
 };
 use crate::{
+    affinity::Kin,
     app::App,
     body::{self, Answer},
     errors::ApiError,
@@ -76,6 +77,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let batch = Batch::read(&body);
     let batch = batch.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
     let many = batch.requests.len();
+    let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let headers = to_backend(parts.headers);
     let room = Arc::new(Semaphore::new(SIDE_BY_SIDE));
     // Dropped with the request: a caller who leaves ends all that is under way.
@@ -85,6 +87,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
             at,
             app: app.clone(),
             caller: exchange.caller.clone(),
+            kin,
             headers: headers.clone(),
             body: body.slice_ref(request.get().as_bytes()),
             id: numbered(&id, at),
@@ -133,6 +136,7 @@ struct Item {
     at: usize,
     app: Arc<App>,
     caller: Arc<Caller>,
+    kin: Kin,
     headers: HeaderMap,
     body: Bytes,
     id: HeaderValue,
@@ -153,7 +157,8 @@ impl Item {
             Ok(tokens) => {
                 let body = self.body;
                 let (headers, id) = (self.headers, &self.id);
-                let answer = generate::one(&self.app, &exchange, headers, body, tokens, id).await;
+                let answer =
+                    generate::one(&self.app, &exchange, self.kin, headers, body, tokens, id).await;
                 match answer {
                     Ok(answer) => {
                         let (parts, answer) = answer.into_parts();

@@ -10,6 +10,7 @@ use http::{
 use http_body_util::Full;
 use palisade::{
     BoxError,
+    balance::Affinity,
     deadline::Deadline,
     head::RequestHead,
     rate_limit::{RateLimited, Tokens},
@@ -31,6 +32,7 @@ use crate::{
     identity::Caller,
     metrics::{UNKNOWN, is_limit},
     stack::PipelineBody,
+    work::Lengths,
 };
 
 /// What OpenAI's clients read: the limit, what remains of it, and when all of it will.
@@ -57,6 +59,8 @@ pub(crate) struct Outbound {
     pub(crate) body: Bytes,
     /// What is asked of a model.
     pub(crate) tokens: Option<Tokens>,
+    /// What it belongs to.
+    pub(crate) affinity: Option<Affinity>,
     pub(crate) limit: Duration,
 }
 
@@ -68,7 +72,7 @@ impl Outbound {
             .stack
             .pipeline
             .clone()
-            .oneshot(self.into_request())
+            .oneshot(self.into_request(&app.meters.lengths))
             .await;
         if let Err(error) = &answer {
             count_refusal(app, &exchange.caller, error);
@@ -76,17 +80,23 @@ impl Outbound {
         answer
     }
 
-    fn into_request(self) -> Request<Full<Bytes>> {
+    fn into_request(self, lengths: &Lengths) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;
         let extensions = request.extensions_mut();
-        extensions.insert(self.exchange.attempts.clone());
-        extensions.insert(self.exchange);
         if let Some(tokens) = self.tokens {
+            if let Some(cost) = lengths.cost(self.exchange.operation, &tokens) {
+                extensions.insert(cost);
+            }
             extensions.insert(tokens);
         }
+        if let Some(affinity) = self.affinity {
+            extensions.insert(affinity);
+        }
+        extensions.insert(self.exchange.attempts.clone());
+        extensions.insert(self.exchange);
         extensions.insert(Deadline(time::now() + self.limit));
         request
     }

@@ -14,6 +14,7 @@ use super::{
     input, tokens,
 };
 use crate::{
+    affinity::Kin,
     app::App,
     body::{self, Answer, Body},
     errors::{ApiError, Language},
@@ -92,8 +93,9 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let stopwatch = Stopwatch::start();
     let tokens = GenerateRequest::check(&body);
     let tokens = tokens.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
+    let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let headers = to_backend(parts.headers);
-    let answer = one(&app, &exchange, headers, body, tokens, &id).await;
+    let answer = one(&app, &exchange, kin, headers, body, tokens, &id).await;
     stopwatch.stop(&app, &exchange);
     Ok(match answer {
         Ok(answer) => {
@@ -110,6 +112,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
 pub(super) async fn one(
     app: &App,
     exchange: &Arc<Exchange>,
+    kin: Kin,
     mut headers: HeaderMap,
     body: Bytes,
     tokens: Tokens,
@@ -123,6 +126,7 @@ pub(super) async fn one(
         method: Method::POST,
         uri: Uri::from_static(PATH),
         headers,
+        affinity: kin.with_body(None, &body),
         body,
         tokens: Some(tokens),
         limit: app.config.timeouts.request,

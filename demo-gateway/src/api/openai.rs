@@ -20,6 +20,7 @@ use super::{
     tokens::{Messages, Number, Prompts},
 };
 use crate::{
+    affinity::Kin,
     app::App,
     body::{Answer, Body},
     errors::{self, ApiError, Language},
@@ -49,6 +50,8 @@ struct Completion<'a> {
     stream: Option<bool>,
     #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt_cache_key: Option<&'a RawValue>,
 }
 
 /// Unlike the usual way, `null` is something that stands there.
@@ -62,6 +65,8 @@ struct Plan {
     stream: bool,
     tokens: Tokens,
     usage: UsageEvent,
+    /// Prompts of the same key begin alike, says the caller.
+    cache_key: Option<Bytes>,
     body: Bytes,
 }
 
@@ -114,12 +119,15 @@ impl Plan {
         }
         let stream = asked.stream == Some(true) && operation != Operation::Embeddings;
         let tokens = asked.tokens(operation);
+        let cache_key = asked.prompt_cache_key;
+        let cache_key = cache_key.map(|key| body.slice_ref(key.get().as_bytes()));
         if !stream {
             let usage = UsageEvent::Keep;
             return Ok(Self {
                 stream,
                 tokens,
                 usage,
+                cache_key,
                 body,
             });
         }
@@ -147,6 +155,7 @@ impl Plan {
             stream,
             tokens,
             usage,
+            cache_key,
             body,
         })
     }
@@ -206,6 +215,7 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
     let plan = Plan::new(operation, body);
     let plan = plan.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
     exchange.asked_for(plan.tokens.prompt, plan.stream);
+    let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let mut headers = to_backend(parts.headers);
     headers.insert(REQUEST_ID, id);
     let timeouts = &app.config.timeouts;
@@ -214,6 +224,7 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         method: Method::POST,
         uri: parts.uri,
         headers,
+        affinity: kin.with_body(plan.cache_key.as_deref(), &plan.body),
         body: plan.body,
         tokens: Some(plan.tokens),
         limit: if plan.stream {
@@ -257,6 +268,7 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
         headers,
         body: Bytes::new(),
         tokens: None,
+        affinity: None,
         limit: app.config.timeouts.request,
     };
     let answer = outbound.send(&app).await;

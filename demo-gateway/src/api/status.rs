@@ -14,6 +14,7 @@ use crate::{
     backends,
     body::{self, Answer},
     clock::timestamp,
+    discovery::{self, Discovery},
     errors::ApiError,
     limits::Totals,
     metrics,
@@ -30,6 +31,8 @@ struct Status<'a> {
     total_backends: usize,
     system_health: &'static str,
     backend_status: backends::Status,
+    /// `null` when backends are only those that were named.
+    discovery: Option<discovery::Status>,
     slo: Burn,
     rate_limit: Option<Totals<'a>>,
     /// There is none yet.
@@ -46,6 +49,7 @@ pub(super) fn status(app: &App) -> Answer {
         total_backends: backend_status.total_backends,
         system_health: if active > 0 { "healthy" } else { "degraded" },
         backend_status,
+        discovery: app.discovery.as_ref().map(Discovery::status),
         slo: app.stack.sla.burn(time::now()),
         rate_limit: app.stack.limits.totals(),
         autoscaler: None,

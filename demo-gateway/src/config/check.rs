@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
+use http::HeaderName;
 use palisade::key::Network;
 
 use super::{Config, UserHeader, backend::is_label};
@@ -159,6 +160,22 @@ impl Config {
             "is not between 0 and 1",
             "0.99 is usual",
         );
+        check(
+            self.zone.as_deref().is_none_or(is_label),
+            "zone",
+            "must be 1 to 64 letters, digits or `-._:[]`",
+            "for example `eu-1a`",
+        );
+        check(
+            HeaderName::try_from(&self.session_header).is_ok(),
+            "session_header",
+            "is not the name of a header",
+            "for example `x-session-id`",
+        );
+        self.health_check.check(&mut found);
+        if let Some(discovery) = &self.discovery {
+            discovery.check(&mut found);
+        }
         self.check_identity(&mut found);
         self.check_limits(&mut found);
         if let Some(redis) = &self.redis {

@@ -165,7 +165,7 @@ fn cut(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
             _ => None,
         };
         if let Some(below) = below {
-            let is_item = below.ends_with(']') && !below.contains('.');
+            let is_item = below.starts_with('[') && !below.contains('.');
             if !is_item {
                 let dot = if below.starts_with('[') { "" } else { "." };
                 return Some(format!("{name}{dot}{below}"));

@@ -1,9 +1,12 @@
 //! What can be set, by file, environment and command line; and what is wrong with it.
 
 mod backend;
+mod balance;
 mod check;
+mod discovery;
 mod duration;
 mod file;
+mod health;
 mod limits;
 mod redis;
 mod secret;
@@ -14,9 +17,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backend::Backend,
+    balance::Affinity,
     check::Mistake,
+    discovery::Discovery,
     duration::parse as parse_duration,
     file::{Fault, load, parse},
+    health::{CheckKind, HealthCheck, Statuses},
     limits::{
         Adaptive, Amount, Estimate, Exception, Identifier, LimitStrategy, Mode, OnStoreError,
         Price, Rule, TierQuota, Unit,
@@ -26,8 +32,11 @@ pub use self::{
 };
 pub(crate) use self::{
     backend::base_url,
+    balance::strategies,
+    discovery::Source,
     limits::{BASIC, PREMIUM, told},
 };
+pub use palisade::balance::Strategy;
 
 /// Everything that can be set. The default is what `demo-gateway` does without any argument.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -39,11 +48,19 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token: Option<Secret>,
     /// How endpoints are chosen.
+    #[serde(with = "balance")]
     pub strategy: Strategy,
+    /// What requests have in common that should go to the same backend, with the strategy `consistent_hash`.
+    pub affinity: Affinity,
+    /// The header that names a session, with `affinity = "session"`.
+    pub session_header: String,
+    /// Where the gateway itself is: it prefers backends of the same `zone`, as long as enough of them are well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Whether the rules of `rate_limits` hold.
     pub rate_limit: Switch,
-    /// How many simulated backends run inside of the gateway while `backends` is empty; the third is slower. With 0
-    /// there is none until `/admin/add-backend` adds one.
+    /// How many simulated backends run inside of the gateway while there is neither `backends` nor `discovery`; the
+    /// third is slower. With 0 there is none until `/admin/add-backend` adds one.
     pub embedded_backends: usize,
     /// How often each backend is asked for its health.
     #[serde(with = "duration")]
@@ -64,6 +81,11 @@ pub struct Config {
     pub retry: Retry,
     /// When a backend is left alone.
     pub circuit_breaker: Breaker,
+    /// How backends are asked for their health.
+    pub health_check: HealthCheck,
+    /// Where backends are found that nobody has named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// What the service should reach.
     pub objective: Objective,
     /// Who is asking.
@@ -87,6 +109,9 @@ impl Default for Config {
             listen: "127.0.0.1:8000".into(),
             admin_token: None,
             strategy: Strategy::default(),
+            affinity: Affinity::default(),
+            session_header: "x-session-id".into(),
+            zone: None,
             rate_limit: Switch::default(),
             embedded_backends: 3,
             health_interval: Duration::from_secs(5),
@@ -97,6 +122,8 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             retry: Retry::default(),
             circuit_breaker: Breaker::default(),
+            health_check: HealthCheck::default(),
+            discovery: None,
             objective: Objective::default(),
             identity: Identity::default(),
             redis: None,
@@ -104,40 +131,6 @@ impl Default for Config {
             rate_limits: Rule::defaults(),
             backends: Vec::new(),
         }
-    }
-}
-
-/// How endpoints are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// The cheapest by latency, requests in flight and weight.
-    #[default]
-    Adaptive,
-    /// One after the other, in proportion to their weights.
-    RoundRobin,
-    /// The one with the fewest requests in flight.
-    LeastConnections,
-}
-
-impl Strategy {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Adaptive, Self::RoundRobin, Self::LeastConnections];
-
-    /// The name in files, flags and answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Adaptive => "adaptive",
-            Self::RoundRobin => "round_robin",
-            Self::LeastConnections => "least_connections",
-        }
-    }
-
-    /// The strategy of that name.
-    pub fn find(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|strategy| strategy.name() == name)
     }
 }
 

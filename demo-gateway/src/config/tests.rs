@@ -27,6 +27,11 @@ fn a_backend_is_read_from_one_argument() {
     let backend: Backend = "b1=http://127.0.0.1:9/api,weight=2.5".parse().unwrap();
     assert_eq!((backend.name(), backend.weight), ("b1", 2.5));
     assert_eq!(backend.url, "http://127.0.0.1:9/api");
+    let backend: Backend = "http://a:1,zone=east,priority=2".parse().unwrap();
+    assert_eq!(
+        (backend.zone.as_deref(), backend.priority),
+        (Some("east"), 2)
+    );
     let backend: Backend = "http://10.0.0.1:80".parse().unwrap();
     assert_eq!(backend.name(), "10.0.0.1:80");
     let backend: Backend = "http://[::1]:80".parse().unwrap();
@@ -37,6 +42,9 @@ fn a_backend_is_read_from_one_argument() {
         ("http://a:1,weight=heavy", "weight"),
         ("http://a:1,weight=0", "weight"),
         ("http://a:1,colour=red", "colour"),
+        ("http://a:1,zone=", "zone"),
+        ("http://a:1,priority=101", "priority"),
+        ("http://a:1,priority=first", "priority"),
         ("b 1=http://a:1", "id"),
         ("http://user:secret@a:1", "credentials"),
     ] {
@@ -70,4 +78,73 @@ fn every_mistake_is_named_with_its_path() {
             "rate_limits[2].burst",
         ]
     );
+}
+
+#[test]
+fn where_requests_go_is_read_and_printed() {
+    let text = r#"
+        strategy = "consistent_hash"
+        affinity = "user"
+        session_header = "x-conversation"
+        zone = "east"
+        [health_check]
+        kind = "grpc"
+        service = "llm"
+        statuses = "204-206"
+        timeout = "1s"
+        rise = 1
+        fall = 2
+        [discovery]
+        srv = "_llm._tcp.internal"
+        [[backends]]
+        url = "http://a"
+        zone = "west"
+        priority = 3
+    "#;
+    let config = parse(text).unwrap();
+    assert_eq!(config.strategy, Strategy::ConsistentHash);
+    assert_eq!(config.affinity, Affinity::User);
+    assert_eq!(config.health_check.statuses.0, 204..=206);
+    let one = parse("[health_check]\nstatuses = 204").unwrap();
+    assert_eq!(one.health_check.statuses.0, 204..=204);
+    assert!(one.to_toml().unwrap().contains("statuses = 204\n"));
+    assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn what_is_wrong_about_where_requests_go_is_told_with_its_place() {
+    for (text, path) in [
+        ("strategy = \"fastest\"", "strategy"),
+        ("affinity = \"love\"", "affinity"),
+        ("session_header = \"two words\"", "session_header"),
+        ("zone = \"\"", "zone"),
+        ("[health_check]\npath = \"health\"", "health_check.path"),
+        ("[health_check]\nstatuses = 99", "health_check.statuses"),
+        (
+            "[health_check]\nstatuses = \"300-200\"",
+            "health_check.statuses",
+        ),
+        ("[health_check]\nstatuses = [[]]", "health_check.statuses"),
+        ("[health_check]\nservice = \"llm\"", "health_check.service"),
+        ("[health_check]\ntimeout = \"0s\"", "health_check.timeout"),
+        ("[health_check]\nrise = 0", "health_check.rise"),
+        ("[health_check]\nfall = 0", "health_check.fall"),
+        ("[health_check]\nkind = \"icmp\"", "health_check.kind"),
+        ("[discovery]", "discovery"),
+        ("[discovery]\nfile = \"a\"\ndns = \"b:1\"", "discovery"),
+        ("[discovery]\ndns = \"b\"", "discovery.dns"),
+        ("[discovery]\nsrv = \"b c\"", "discovery.srv"),
+        (
+            "[[backends]]\nurl = \"http://a\"\nzone = \"b c\"",
+            "backends[0].zone",
+        ),
+        (
+            "[[backends]]\nurl = \"http://a\"\npriority = 101",
+            "backends[0].priority",
+        ),
+    ] {
+        let faults = parse(text).unwrap_err();
+        let found: Vec<_> = faults.iter().map(|fault| &*fault.mistake.path).collect();
+        assert_eq!(found, [path], "{text}");
+    }
 }

@@ -95,6 +95,12 @@ async fn with_the_token_what_is_wrong_is_told() {
         (
             Method::POST,
             "/admin/add-backend",
+            r#"{"id":"b","url":"http://x","api_key_env":"PATH"}"#,
+            400,
+        ),
+        (
+            Method::POST,
+            "/admin/add-backend",
             r#"{"id":"a b","url":"http://x"}"#,
             400,
         ),

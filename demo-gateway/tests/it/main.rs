@@ -7,10 +7,13 @@
 
 mod admin;
 mod api;
+mod balance;
 mod cancel;
 mod connections;
 mod defects;
+mod discovery;
 mod failures;
+mod health;
 mod identity;
 mod input;
 mod limits;
@@ -21,3 +24,4 @@ mod rules;
 mod stream;
 mod support;
 mod tokens;
+mod zones;

@@ -201,6 +201,23 @@ async fn check_prints_every_mistake_with_its_place() {
 }
 
 #[tokio::test]
+async fn the_example_of_a_configuration_has_no_mistakes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway.toml");
+    let output = program(&["check", "--config", path]).output().await;
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // What is only shown works as well, and what it says of itself is true.
+    let text = std::fs::read_to_string(path).unwrap();
+    let shown = text.replace("# [discovery]", "[discovery]");
+    let shown = shown.replace("# file = ", "file = ");
+    let config = demo_gateway::config::parse(&shown).unwrap();
+    assert!(config.discovery.unwrap().file.is_some());
+    for strategy in demo_gateway::config::Strategy::ALL {
+        assert!(text.contains(strategy.name()), "{strategy}");
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_told() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
