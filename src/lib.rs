@@ -67,7 +67,7 @@ pub mod sla {
 }
 
 pub use palisade_core::{
-    BoxError, attempt, classify, gate,
+    BoxError, attempt, classify, cost, gate,
     gate::gates,
     head, key, ratio,
     ratio::Ratio,

@@ -11,12 +11,13 @@ use std::{fs, path::Path, time::Duration};
 
 use palisade::{
     Ratio,
-    balance::{Balance, Endpoint, Endpoints},
+    balance::{AffinityLayer, Balance, Endpoint, Endpoints},
     circuit_breaker::{CircuitBreaker, CircuitBreakerLayer},
     classify::Sse,
     deadline::{AttemptTimeoutLayer, DeadlineLayer},
     gate::GateLayer,
     gates,
+    key::header,
     rate_limit::{Headers, Quota, QuotaMirrorLayer, RateLimit, RateLimitLayer, Rule},
     retry::{Backoff, Repeatable, RetryLayer},
     sla::{Objective, Sla, SlaLayer},
@@ -94,6 +95,11 @@ table! {
     }
     attempt_timeout "deadline" {
         layer: |inner| AttemptTimeoutLayer::first_byte(HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    affinity "balance" {
+        layer: |inner| AffinityLayer::new(header("x-session-id")).layer(inner),
         readiness: Readiness::OfInner,
         allocations: 0,
     }

@@ -1,23 +1,22 @@
-//! Backends die and fail while callers go on: real processes, real sockets.
+//! Backends die, fail, come and go while callers go on: real processes, real sockets.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod live;
+mod load;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use palisade::time::now;
-use support::{HttpClient, Running, free_port, http_client, program, send};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep_until},
-};
+use load::{Load, assert_all_well, share};
+use support::{HttpClient, Running, free_port, program, send};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// 200 requests a second.
+const EVERY: Duration = Duration::from_millis(5);
 
 fn backend(id: &str, port: u16, faults: &[&str]) -> Running {
     let mut command = program("demo-backend");
@@ -49,83 +48,6 @@ fn gateway(backends: &[&Running]) -> Running {
     Running::start(command)
 }
 
-/// One request: when it was due, and what came of it.
-struct Outcome {
-    due: Duration,
-    result: Result<(u16, String), String>,
-}
-
-/// Sends 200 requests a second, whatever becomes of them.
-struct Load {
-    start: Instant,
-    client: HttpClient,
-    sent: u32,
-    under_way: JoinSet<Outcome>,
-    outcomes: Vec<Outcome>,
-    to: String,
-}
-
-impl Load {
-    const EVERY: Duration = Duration::from_millis(5);
-
-    fn on(gateway: &Running) -> Self {
-        Self {
-            start: now(),
-            client: http_client(),
-            sent: 0,
-            under_way: JoinSet::new(),
-            outcomes: Vec::new(),
-            to: format!("http://{}/generate", gateway.address),
-        }
-    }
-
-    /// Goes on until this long after the start.
-    async fn until(&mut self, end: Duration) {
-        while Self::EVERY * self.sent < end {
-            let due = Self::EVERY * self.sent;
-            sleep_until(self.start + due).await;
-            self.sent += 1;
-            let request = Request::post(&self.to).header("content-type", "application/json");
-            let body = Full::new(Bytes::from_static(br#"{"prompt":"hello"}"#));
-            let (client, request) = (self.client.clone(), request.body(body).unwrap());
-            self.under_way.spawn(async move {
-                let result = send(&client, request).await.map(|response| {
-                    let backend = response.headers().get("x-backend-id");
-                    let backend = backend.map_or("none", |id| id.to_str().unwrap());
-                    (response.status().as_u16(), backend.to_owned())
-                });
-                Outcome { due, result }
-            });
-            while let Some(outcome) = self.under_way.try_join_next() {
-                self.outcomes.push(outcome.unwrap());
-            }
-        }
-    }
-
-    fn sent_in(span: Duration) -> f64 {
-        span.as_secs_f64() / Self::EVERY.as_secs_f64()
-    }
-
-    async fn end(mut self) -> Vec<Outcome> {
-        while let Some(outcome) = self.under_way.join_next().await {
-            self.outcomes.push(outcome.unwrap());
-        }
-        self.outcomes
-    }
-}
-
-fn assert_all_well(outcomes: &[Outcome]) {
-    let mut wrong = BTreeMap::<String, usize>::new();
-    for outcome in outcomes {
-        match &outcome.result {
-            Ok((200..=299, _)) => {}
-            Ok((status, _)) => *wrong.entry(status.to_string()).or_default() += 1,
-            Err(broken) => *wrong.entry(broken.clone()).or_default() += 1,
-        }
-    }
-    assert!(wrong.is_empty(), "of {}: {wrong:?}", outcomes.len());
-}
-
 /// How many attempts the gateway has made at a backend, also those that it hid from its callers.
 async fn attempts_at(id: &str, gateway: &Running, client: &HttpClient) -> u32 {
     let request = Request::get(format!("http://{}/health", gateway.address));
@@ -138,18 +60,8 @@ async fn attempts_at(id: &str, gateway: &Running, client: &HttpClient) -> u32 {
     u32::try_from(attempts).unwrap()
 }
 
-/// The share of an endpoint among the requests due in a span.
-fn share(outcomes: &[Outcome], id: &str, from: Duration, to: Duration) -> f64 {
-    let within = outcomes
-        .iter()
-        .filter(|outcome| (from..to).contains(&outcome.due));
-    let (mut all, mut there) = (0, 0);
-    for outcome in within {
-        all += 1;
-        there += u32::from(matches!(&outcome.result, Ok((_, backend)) if backend == id));
-    }
-    assert!(all > 0, "nothing was sent in that span");
-    f64::from(there) / f64::from(all)
+fn sent_in(span: Duration) -> f64 {
+    span.as_secs_f64() / EVERY.as_secs_f64()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,7 +72,7 @@ async fn one_of_three_is_killed_and_comes_back_and_no_caller_sees_it() {
         .collect();
     let gateway = gateway(&backends.iter().collect::<Vec<_>>());
 
-    let mut load = Load::on(&gateway);
+    let mut load = Load::every(EVERY, &gateway);
     load.until(5 * SECOND).await;
     backends[1].kill();
     load.until(7 * SECOND).await;
@@ -173,7 +85,7 @@ async fn one_of_three_is_killed_and_comes_back_and_no_caller_sees_it() {
 
     assert_all_well(&outcomes);
     let before = share(&outcomes, "b1", 2 * SECOND, 5 * SECOND);
-    let dead = f64::from(late - early) / Load::sent_in(8 * SECOND);
+    let dead = f64::from(late - early) / sent_in(8 * SECOND);
     let back = share(&outcomes, "b1", 28 * SECOND, 30 * SECOND);
     println!(
         "share of the killed one: before {before:.3}, while dead {dead:.4}, 15 s after {back:.3}"
@@ -192,13 +104,13 @@ async fn one_of_three_fails_fast_and_no_caller_sees_it() {
         backend("b2", 0, &[]),
     ];
     let gateway = gateway(&backends.iter().collect::<Vec<_>>());
-    let mut load = Load::on(&gateway);
+    let mut load = Load::every(EVERY, &gateway);
     load.until(2 * SECOND).await;
     let early = attempts_at("b1", &gateway, &load.client).await;
     load.until(12 * SECOND).await;
     let late = attempts_at("b1", &gateway, &load.client).await;
     assert_all_well(&load.end().await);
-    let share = f64::from(late - early) / Load::sent_in(10 * SECOND);
+    let share = f64::from(late - early) / sent_in(10 * SECOND);
     println!("attempts at the failing one after 2 s: {share:.4} of the requests");
     assert!(share < 0.01, "{share}");
 }
