@@ -41,8 +41,7 @@ const FAILURE_WEIGHT: f64 = 0.25;
 /// Requests count one each in what is in flight; this part of one by its size.
 ///
 /// A large request keeps one place for longer, and is seen there for longer by itself. Counted in full, one that is
-/// twenty times as large looks like twenty in a queue: p99 is 1.4 to 1.8 of the oracle's with four places and more.
-/// Where an endpoint has one place only, by size alone would be 0.8 instead of 0.9, of an oracle that knows no sizes.
+/// twenty times as large looks like twenty in a queue, which is right only where an endpoint has one place.
 const BY_SIZE: f64 = 0.1;
 
 #[derive(Debug)]
