@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code, reason = "the allocator that counts")]
 
+#[cfg(feature = "tonic")]
+mod raw;
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
@@ -26,6 +29,9 @@ use crate::{
     head::RequestHead,
     settle::{End, Settle},
 };
+
+#[cfg(feature = "tonic")]
+pub use self::raw::Raw;
 
 thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
 

@@ -10,6 +10,7 @@ use std::{error::Error, time::Duration};
 use ::http::HeaderMap;
 
 pub use self::{
+    cause::Unsent,
     grpc::{Grpc, GrpcJudge},
     http::{ByHead, Http},
     sse::{Sse, SseJudge},

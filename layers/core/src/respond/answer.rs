@@ -12,6 +12,7 @@ use http_body_util::Full;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{
+    classify::Verdict,
     head::RequestHead,
     reject::{Reason, Rejected},
 };
@@ -27,7 +28,7 @@ const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bi
 const GRPC_UNKNOWN: u8 = 2;
 
 /// The language of an answer, chosen before the request is given away.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Answer {
     Grpc,
     OpenAi,
@@ -55,6 +56,22 @@ impl Answer {
             Self::Problem => refusal.http("application/problem+json", refusal.problem()),
         }
     }
+
+    /// The data of an event that ends a stream: one line of JSON.
+    pub(super) fn event(self, error: &(dyn Error + 'static)) -> String {
+        let refusal = Refusal::new(error);
+        match self {
+            Self::OpenAi => refusal.openai(),
+            Self::Grpc | Self::Problem => refusal.object(""),
+        }
+    }
+
+    /// What ends a gRPC stream.
+    pub(super) fn trailers(error: &(dyn Error + 'static)) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        Refusal::new(error).status_to(&mut trailers);
+        trailers
+    }
 }
 
 struct Refusal<'a> {
@@ -68,30 +85,37 @@ impl<'a> Refusal<'a> {
     fn new(error: &'a (dyn Error + 'static)) -> Self {
         let rejected = Rejected::find(error);
         let source = rejected.and_then(Error::source);
+        // A client that keeps to the time it was told ends by an error of its own.
+        let late = rejected.is_none() && Verdict::of(error) == Verdict::TimedOut;
+        let reason = late.then_some(Reason::TimedOut);
+        // Only our own words: other errors name hosts and paths.
+        let other = if late {
+            "no answer in time"
+        } else {
+            "bad gateway"
+        };
         Self {
             rejected,
-            reason: rejected.map(Rejected::reason),
+            reason: rejected.map(Rejected::reason).or(reason),
             delay: rejected.and_then(Rejected::delay),
-            // Only our own words: other errors name hosts and paths.
-            detail: source.map_or("bad gateway".into(), ToString::to_string),
+            detail: source.map_or(other.into(), ToString::to_string),
         }
     }
 
     /// Trailers-only: a tonic server would turn an error into a reset of the stream.
     fn grpc(&self) -> Response<Full<Bytes>> {
-        /// What the gRPC protocol lets stand in `grpc-message`: printable ASCII but `%`.
-        const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
-
         let mut response = Response::new(Full::default());
         let headers = response.headers_mut();
-        self.extend(headers);
+        self.status_to(headers);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+
+    /// The status as gRPC tells it, in a head or in trailers.
+    fn status_to(&self, headers: &mut HeaderMap) {
+        self.extend(headers);
         let status = self.reason.map_or(GRPC_UNKNOWN, Reason::grpc);
-        headers.insert(GRPC_STATUS, u16::from(status).into());
-        headers.insert(
-            GRPC_MESSAGE,
-            value(utf8_percent_encode(&self.detail, ESCAPED)),
-        );
+        grpc_status(headers, status, &self.detail);
         if self.is_final() {
             headers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
         } else if let Some(delay) = self.delay {
@@ -100,7 +124,6 @@ impl<'a> Refusal<'a> {
         if let Some(details) = self.details(status) {
             headers.insert(GRPC_DETAILS, details);
         }
-        response
     }
 
     fn http(&self, kind: &'static str, body: String) -> Response<Full<Bytes>> {
@@ -160,15 +183,18 @@ impl<'a> Refusal<'a> {
     }
 
     fn openai(&self) -> String {
+        self.object(r#""param":null,"#)
+    }
+
+    /// An error object as OpenAI's clients know it, with or without the field that is about a parameter.
+    fn object(&self, param: &'static str) -> String {
         let kind = match self.status() {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
         let (message, code) = (Json(&self.detail), self.code());
-        format!(
-            r#"{{"error":{{"message":{message},"type":"{kind}","param":null,"code":"{code}"}}}}"#
-        )
+        format!(r#"{{"error":{{"message":{message},"type":"{kind}",{param}"code":"{code}"}}}}"#)
     }
 
     fn problem(&self) -> String {
@@ -200,6 +226,15 @@ impl<'a> Refusal<'a> {
     fn is_final(&self) -> bool {
         self.rejected.is_some_and(Rejected::is_final)
     }
+}
+
+/// How a gRPC call ended, in a head or in trailers.
+pub(super) fn grpc_status(headers: &mut HeaderMap, status: u8, message: &str) {
+    /// What the gRPC protocol lets stand in `grpc-message`: printable ASCII but `%`.
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+
+    headers.insert(GRPC_STATUS, u16::from(status).into());
+    headers.insert(GRPC_MESSAGE, value(utf8_percent_encode(message, ESCAPED)));
 }
 
 fn insert_delay(headers: &mut HeaderMap, delay: Duration) {

@@ -1,6 +1,7 @@
 //! Turning errors into responses, so that the stack above never fails.
 
 mod answer;
+mod body;
 
 use std::{
     convert::Infallible,
@@ -11,16 +12,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{Either, Full};
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::Body;
+use http_body_util::Full;
 use pin_project::pin_project;
 use tower_layer::{Layer, Stack};
 use tower_service::Service;
 
-use self::answer::Answer;
+pub use self::body::RespondBody;
+use self::{answer::Answer, body::Event};
 use crate::{BoxError, head::RequestHead};
 
-/// Answers errors in the words that the caller understands.
+/// Answers errors in the words that the caller understands, also those that come when an answer has begun.
+///
+/// A body of `text/event-stream` that fails is ended with one more event, `event: error` with the error object as its
+/// data and an empty line before it if another event was not over; a gRPC stream is ended with trailers that carry the
+/// status. Whatever else fails stays an error, for a body that is cut short must not look whole: so does an event
+/// stream that has said its length or its encoding, and gRPC-Web. The body that has failed is dropped before its
+/// reader hears so.
 #[derive(Clone, Copy, Debug)]
 pub struct RespondLayer(());
 
@@ -59,6 +68,41 @@ pub fn answer(head: &RequestHead<'_>, error: &(dyn Error + 'static)) -> Response
     Answer::to(head).error(error)
 }
 
+/// The event with which [`RespondLayer`] ends a stream of events that fails for this error, without an empty line before
+/// it: for servers that relay streams by hand.
+///
+/// ```
+/// use palisade_core::{reject::{Reason, Rejected}, respond};
+///
+/// let request = http::Request::builder().uri("/v1/chat/completions").body(())?;
+/// let late = Rejected::new(Reason::TimedOut, "no data after 5s");
+/// let event = respond::event(&(&request).into(), &late);
+/// assert!(event.starts_with(r#"event: error
+/// data: {"error":{"message":"no data after 5s","type":"server_error","#));
+/// assert!(event.ends_with("\n\n"));
+/// # Ok::<(), http::Error>(())
+/// ```
+pub fn event(head: &RequestHead<'_>, error: &(dyn Error + 'static)) -> String {
+    Event(&Answer::to(head).event(error)).to_string()
+}
+
+/// The answer of a gRPC service that ends a call with a status and no message: HTTP 200, trailers-only.
+///
+/// ```
+/// use palisade_core::respond;
+///
+/// let answer = respond::grpc_status(14, "out for lunch, 100 %");
+/// assert_eq!(answer.headers()["grpc-status"], "14");
+/// assert_eq!(answer.headers()["grpc-message"], "out for lunch, 100 %25");
+/// ```
+pub fn grpc_status(code: u8, message: &str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    answer::grpc_status(headers, code, message);
+    response
+}
+
 /// Lets one layer stand alone where a service must not fail.
 pub trait LayerExt: Sized {
     /// Answers this layer's rejections, as axum's `Router::layer` asks for.
@@ -91,8 +135,9 @@ impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Respond<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     S::Error: Into<BoxError>,
+    ResBody: Body,
 {
-    type Response = Response<Either<ResBody, Full<Bytes>>>;
+    type Response = Response<RespondBody<ResBody>>;
     type Error = Infallible;
     type Future = RespondFuture<S::Future>;
 
@@ -145,18 +190,19 @@ impl<F, B, E> Future for RespondFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
+    B: Body,
 {
-    type Output = Result<Response<Either<B, Full<Bytes>>>, Infallible>;
+    type Output = Result<Response<RespondBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.project().state.project() {
             StateProj::Called { inner, answer } => match ready!(inner.poll(cx)) {
-                Ok(response) => response.map(Either::Left),
-                Err(error) => answer.error(&*error.into()).map(Either::Right),
+                Ok(response) => RespondBody::service(response, *answer),
+                Err(error) => RespondBody::answer(answer.error(&*error.into())),
             },
             StateProj::Answered { response } => {
                 let response = response.take().expect("polled after completion");
-                response.map(Either::Right)
+                RespondBody::answer(response)
             }
         };
         Poll::Ready(Ok(response))

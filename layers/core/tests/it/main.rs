@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod broken_off;
 mod defects;
 mod follow;
 mod gates;
+mod quantile;
 mod respond;
 mod settle;
 

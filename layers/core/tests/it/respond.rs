@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     task::{Context, Poll},
     time::Duration,
 };
@@ -196,6 +197,20 @@ async fn the_words_of_a_foreign_error_stay_inside() {
     let (head, body) = refusal(Request::new(()), foreign).await;
     assert_eq!(head.status, 502);
     assert!(!body.contains("10.0.0.1"));
+}
+
+#[tokio::test]
+async fn a_timeout_of_a_client_is_one_in_the_answer_too() {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "10.0.0.1 is slow").into();
+    let (head, body) = refusal(Request::new(()), late).await;
+    assert_eq!(head.status, 504);
+    assert!(
+        body.contains("no answer in time") && !body.contains("10.0.0.1"),
+        "{body}"
+    );
+    let grpc = Request::builder().header("content-type", "application/grpc");
+    let (head, _) = refusal(grpc.body(()).unwrap(), late).await;
+    assert_eq!(head.headers["grpc-status"], "4");
 }
 
 #[tokio::test]
