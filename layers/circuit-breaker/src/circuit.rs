@@ -7,16 +7,16 @@ use tokio::time::Instant;
 
 use crate::{
     CircuitOpen,
-    cooldown::{Cooldown, Random},
+    cooldown::{self, Random},
     glance::Glance,
-    probes::Probes,
+    probes::{Probes, Word},
+    settings::Settings,
     tally::Tally,
 };
 
-/// A request that is given up before any data and after this long was slow.
-///
-/// Without it a service that accepts and never answers would not be found by callers in a hurry.
-const SLOW_AFTER: Duration = Duration::from_secs(5);
+mod saved;
+
+pub use self::saved::{Saved, SavedState};
 
 /// How long a circuit stays open at most because a header asks for it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
@@ -51,6 +51,8 @@ impl CircuitState {
 pub(crate) struct Admission {
     pub(crate) epoch: u64,
     pub(crate) stage: Stage,
+    /// Its first data took long.
+    pub(crate) slow: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +69,20 @@ pub(crate) enum Stage {
 impl Admission {
     /// Into a circuit that is closed in this epoch.
     pub(crate) fn closed(epoch: u64) -> Self {
-        let stage = Stage::Waiting;
-        Self { epoch, stage }
+        Self::at(epoch, Stage::Waiting)
+    }
+
+    /// Of a request that passes although it should not: nobody listens to it.
+    pub(crate) fn unheard() -> Self {
+        Self::at(0, Stage::Over)
+    }
+
+    fn at(epoch: u64, stage: Stage) -> Self {
+        Self {
+            epoch,
+            stage,
+            slow: false,
+        }
     }
 }
 
@@ -82,13 +96,15 @@ pub(crate) enum Says {
 }
 
 impl Says {
-    pub(crate) fn of(end: &End, stage: Stage) -> Self {
+    /// A caller who leaves at an age that is slow tells of the service.
+    #[inline]
+    pub(crate) fn of(end: &End, stage: Stage, is_slow: impl FnOnce(Duration) -> bool) -> Self {
         match end.verdict {
             Verdict::Success => Self::Well,
             Verdict::Failure | Verdict::TimedOut | Verdict::Unsent => Self::Ill,
             Verdict::Overload { retry_after } => Self::Busy(retry_after),
             // A caller may leave a stream that flows at any time.
-            Verdict::Canceled if stage != Stage::Answered && end.age >= SLOW_AFTER => Self::Ill,
+            Verdict::Canceled if stage != Stage::Answered && is_slow(end.age) => Self::Ill,
             // The caller's own faults, refusals further in, and verdicts that are not known here.
             _ => Self::Nothing,
         }
@@ -98,12 +114,8 @@ impl Says {
 /// Opens when its tally is too bad, and lets probes through after a cool-down.
 #[derive(Debug)]
 pub(crate) struct Circuit {
-    pub(crate) tally: Tally,
-    pub(crate) cooldown: Cooldown,
-    /// How many must pass.
-    pub(crate) probes: u32,
-    /// How long a probe is waited for.
-    pub(crate) patience: Duration,
+    settings: Settings,
+    tally: Tally,
     random: Random,
     state: State,
     /// Tells verdicts apart that are about an earlier state. Closing keeps it: what happens to the body of a probe
@@ -124,18 +136,32 @@ enum State {
 }
 
 impl Circuit {
-    pub(crate) fn new(tally: Tally, cooldown: Duration, seed: u64) -> Self {
+    pub(crate) fn new(settings: Settings, seed: u64) -> Self {
+        let settings = settings.reasonable();
         Self {
-            tally,
-            cooldown: Cooldown::new(cooldown),
-            probes: 1,
-            patience: Duration::from_secs(10),
+            tally: Tally::new(&settings),
+            settings,
             random: Random::new(seed),
             state: State::Closed,
             epoch: 0,
             reopenings: 0,
             opened: 0,
         }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Goes by other settings from the next count, the next opening and the next probe on.
+    pub(crate) fn update(&mut self, settings: Settings, now: Instant) {
+        let settings = settings.reasonable();
+        self.tally.update(&self.settings, &settings, now);
+        self.settings = settings;
+    }
+
+    pub(crate) fn seed(&mut self, seed: u64) {
+        self.random = Random::new(seed);
     }
 
     pub(crate) fn admit(&mut self, now: Instant) -> Result<Admission, CircuitOpen> {
@@ -149,15 +175,26 @@ impl Circuit {
             }
             State::HalfOpen(_) | State::ForcedOpen => return Err(CircuitOpen::for_now()),
         };
-        let epoch = self.epoch;
-        Ok(Admission { epoch, stage })
+        Ok(Admission::at(self.epoch, stage))
     }
 
-    /// A probe passes here.
-    pub(crate) fn first_data(&mut self, admission: &mut Admission) {
+    /// A probe passes here, unless it took too long.
+    pub(crate) fn first_data(&mut self, admission: &mut Admission, slow: bool, now: Instant) {
+        if matches!(admission.stage, Stage::Answered | Stage::Over) {
+            return;
+        }
         let stage = mem::replace(&mut admission.stage, Stage::Answered);
-        if stage == Stage::Probing && admission.epoch == self.epoch {
-            self.pass();
+        admission.slow = slow;
+        let is_half_open = matches!(self.state, State::HalfOpen(_));
+        // One that is out when the others have closed it counts at its end.
+        if stage != Stage::Probing || admission.epoch != self.epoch || !is_half_open {
+            return;
+        }
+        if slow && self.minds_slow_calls() {
+            admission.stage = Stage::Over;
+            self.hear_probe(Says::Ill, stage, now);
+        } else {
+            self.hear_probe(Says::Well, stage, now);
         }
     }
 
@@ -168,8 +205,12 @@ impl Circuit {
             return;
         }
         match self.state {
-            State::Closed => self.count(says, now),
-            State::HalfOpen(_) => self.hear_probe(says, stage, now),
+            State::Closed => self.count(says, admission.slow, now),
+            State::HalfOpen(_) => {
+                let is_slow = says == Says::Well && admission.slow && self.minds_slow_calls();
+                let says = if is_slow { Says::Ill } else { says };
+                self.hear_probe(says, stage, now);
+            }
             State::Open { .. } | State::ForcedOpen | State::ForcedClosed => {}
         }
     }
@@ -211,15 +252,22 @@ impl Circuit {
         matches!(self.state, State::ForcedOpen | State::ForcedClosed)
     }
 
+    pub(crate) fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
     /// How often it has opened by itself.
     pub(crate) fn opened(&self) -> u64 {
         self.opened
     }
 
-    /// Until a request would pass as a probe, when that is known.
+    /// Until a request would pass, when that is known.
     pub(crate) fn next_probe_in(&self, now: Instant) -> Option<Duration> {
         match &self.state {
             State::Open { until } => Some(until.saturating_duration_since(now)),
+            State::HalfOpen(probes) if probes.are_overdue(now) => {
+                (probes.last_word() == Word::Works).then_some(Duration::ZERO)
+            }
             State::HalfOpen(probes) if probes.has_room() || probes.are_lost(now) => {
                 Some(Duration::ZERO)
             }
@@ -241,7 +289,7 @@ impl Circuit {
             State::ForcedOpen => Glance::ForcedOpen,
             State::HalfOpen(probes) if probes.has_room() => Glance::Room,
             State::HalfOpen(probes) => Glance::Full {
-                until: clock(probes.lost_at()),
+                until: clock(probes.changes_at()),
             },
             State::Open { until } => Glance::Open {
                 until: clock(*until),
@@ -249,13 +297,32 @@ impl Circuit {
         }
     }
 
+    /// Whether calls that work, but slowly, are held against the service.
+    pub(crate) fn minds_slow_calls(&self) -> bool {
+        self.settings.slow_share.is_some()
+    }
+
+    /// Whether little is lost when it is forgotten: it is closed, or idle and the next request would pass anyway.
+    pub(crate) fn rests(&self, idle: bool, now: Instant) -> bool {
+        match &self.state {
+            State::Closed => true,
+            State::Open { until } => idle && now >= *until,
+            State::HalfOpen(_) => idle,
+            State::ForcedOpen | State::ForcedClosed => false,
+        }
+    }
+
     /// Does what time has brought about.
     fn catch_up(&mut self, now: Instant) {
         match &mut self.state {
             State::Open { until } if now >= *until => {
-                let probes = Probes::new(self.probes, self.patience, now);
+                let probes = Probes::new(&self.settings, now);
                 self.enter(State::HalfOpen(probes));
             }
+            State::HalfOpen(probes) if probes.are_overdue(now) => match probes.last_word() {
+                Word::Works => self.close(),
+                Word::Fails | Word::Unsure => self.open(Says::Ill, now),
+            },
             State::HalfOpen(probes) if probes.are_lost(now) => {
                 probes.give_up();
                 self.epoch += 1;
@@ -264,11 +331,11 @@ impl Circuit {
         }
     }
 
-    fn count(&mut self, says: Says, now: Instant) {
+    fn count(&mut self, says: Says, slow: bool, now: Instant) {
         match says {
-            Says::Well => self.tally.success(),
-            Says::Ill => self.tally.failure(),
-            Says::Busy(_) => self.tally.overload(),
+            Says::Well => self.tally.success(slow, now),
+            Says::Ill => self.tally.failure(slow, now),
+            Says::Busy(_) => self.tally.overload(slow, now),
             Says::Nothing => return,
         }
         if self.tally.is_too_bad() {
@@ -277,24 +344,25 @@ impl Circuit {
     }
 
     fn hear_probe(&mut self, says: Says, stage: Stage, now: Instant) {
-        match says {
-            Says::Ill | Says::Busy(_) => self.open(says, now),
-            // It has passed already, while others are still out.
-            _ if stage != Stage::Probing => {}
-            Says::Well => self.pass(),
-            Says::Nothing => {
-                if let State::HalfOpen(probes) = &mut self.state {
-                    probes.give_back();
-                }
+        let State::HalfOpen(probes) = &mut self.state else {
+            return;
+        };
+        let is_out = stage == Stage::Probing;
+        let word = match says {
+            Says::Ill | Says::Busy(_) if is_out => probes.fail(),
+            Says::Ill | Says::Busy(_) => probes.fail_later(),
+            Says::Well if is_out => probes.pass(),
+            Says::Nothing if is_out => {
+                probes.give_back();
+                Word::Unsure
             }
-        }
-    }
-
-    fn pass(&mut self) {
-        if let State::HalfOpen(probes) = &mut self.state
-            && probes.pass()
-        {
-            self.close();
+            // It has passed already, while others are still out.
+            Says::Well | Says::Nothing => Word::Unsure,
+        };
+        match word {
+            Word::Works => self.close(),
+            Word::Fails => self.open(says, now),
+            Word::Unsure => {}
         }
     }
 
@@ -302,10 +370,10 @@ impl Circuit {
         let pause = match says {
             // Zero, or a date that is past, is no time to stay open for: every request would be a probe.
             Says::Busy(Some(asked)) if !asked.is_zero() => asked.min(LONGEST_RETRY_AFTER),
-            _ => self.cooldown.pause(self.reopenings, self.random.draw()),
+            _ => cooldown::pause(&self.settings, self.reopenings, &mut self.random),
         };
         self.reopenings = self.reopenings.saturating_add(1);
-        self.opened += 1;
+        self.opened = self.opened.saturating_add(1);
         self.enter(State::Open { until: now + pause });
     }
 
@@ -321,5 +389,7 @@ impl Circuit {
     }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

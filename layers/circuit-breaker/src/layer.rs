@@ -4,6 +4,7 @@ use palisade_core::{
     classify::{Classify, Http},
     gate::{GateLayer, Gated},
     ratio::Ratio,
+    settle::End,
 };
 use tower_layer::Layer;
 
@@ -44,15 +45,81 @@ impl CircuitBreakerLayer {
         Self::new(CircuitBreaker::window(share, calls, cooldown))
     }
 
-    fn new(breaker: CircuitBreaker) -> Self {
+    /// Opens when `share` of the calls that have ended within `span` have failed: [`CircuitBreaker::time_window`].
+    pub fn time_window(share: Ratio, span: Duration, cooldown: Duration) -> Self {
+        Self::new(CircuitBreaker::time_window(share, span, cooldown))
+    }
+
+    /// Opens when this breaker does, or one with these settings.
+    pub fn new(breaker: impl Into<CircuitBreaker>) -> Self {
         Self {
-            breaker,
+            breaker: breaker.into(),
             classify: Http,
         }
     }
 }
 
 impl<C> CircuitBreakerLayer<C> {
+    /// Opens also after so many failures in a row: [`CircuitBreaker::or_consecutive`].
+    #[must_use]
+    pub fn or_consecutive(self, failures: u32) -> Self {
+        self.with(|breaker| breaker.or_consecutive(failures))
+    }
+
+    /// Opens also after so many failures in the window: [`CircuitBreaker::or_failures`].
+    #[must_use]
+    pub fn or_failures(self, failures: u32) -> Self {
+        self.with(|breaker| breaker.or_failures(failures))
+    }
+
+    /// Opens also when too many calls are slow: [`CircuitBreaker::slow_calls`].
+    #[must_use]
+    pub fn slow_calls(self, share: Ratio, after: Duration) -> Self {
+        self.with(|breaker| breaker.slow_calls(share, after))
+    }
+
+    /// Takes a call for slow after this long: [`CircuitBreaker::slow_after`].
+    #[must_use]
+    pub fn slow_after(self, after: Duration) -> Self {
+        self.with(|breaker| breaker.slow_after(after))
+    }
+
+    /// Takes a call for slow after half of this: [`CircuitBreaker::attempt_timeout`].
+    #[must_use]
+    pub fn attempt_timeout(self, timeout: Duration) -> Self {
+        self.with(|breaker| breaker.attempt_timeout(timeout))
+    }
+
+    /// Closes when this share of the probes have passed: [`CircuitBreaker::passing`].
+    #[must_use]
+    pub fn passing(self, share: Ratio) -> Self {
+        self.with(|breaker| breaker.passing(share))
+    }
+
+    /// Stays half-open this long at most: [`CircuitBreaker::longest_half_open`].
+    #[must_use]
+    pub fn longest_half_open(self, longest: Duration) -> Self {
+        self.with(|breaker| breaker.longest_half_open(longest))
+    }
+
+    /// Draws the jitter from this seed: [`CircuitBreaker::seed`].
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        self.with(|breaker| breaker.seed(seed))
+    }
+
+    /// Counts requests that end so neither as good nor as bad: [`CircuitBreaker::ignore`].
+    #[must_use]
+    pub fn ignore(self, which: impl Fn(&End) -> bool + Send + Sync + 'static) -> Self {
+        self.with(|breaker| breaker.ignore(which))
+    }
+
+    /// Refuses nothing, and counts what it would have refused: [`CircuitBreaker::shadow`].
+    #[must_use]
+    pub fn shadow(self) -> Self {
+        self.with(CircuitBreaker::shadow)
+    }
+
     /// Closes after this many probes: [`CircuitBreaker::probes`].
     #[must_use]
     pub fn probes(self, probes: u32) -> Self {

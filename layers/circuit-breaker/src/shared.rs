@@ -1,22 +1,23 @@
 //! The circuit behind its lock, and what is known without taking it.
 
 use std::{
-    borrow::Cow,
-    hash::{BuildHasher, RandomState},
-    sync::{OnceLock, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, PoisonError,
+        atomic::{self, AtomicU8, Ordering},
+    },
     time::Duration,
 };
 
-use palisade_core::{gate::Outlook, settle::End, time};
+use palisade_core::{classify::Verdict, gate::Outlook, settle::End};
 use tokio::time::Instant;
 
 use crate::{
     CircuitOpen,
-    circuit::{Admission, Circuit, Says, Stage},
+    circuit::{Admission, Circuit, CircuitState, Says, Stage},
+    common::Common,
     glance::Glance,
-    metrics::Meters,
+    settings::Settings,
     sync::{AtomicU64, Mutex},
-    tally::Tally,
 };
 
 #[cfg(test)]
@@ -24,47 +25,53 @@ use crate::{
 mod interleavings;
 #[cfg(test)]
 #[cfg(not(loom))]
+mod model;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
-
-const DEFAULT_NAME: &str = "circuit_breaker";
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    circuit: Mutex<Circuit>,
     /// The [`Glance`] at the circuit after its last change.
     glance: AtomicU64,
+    /// From when on a call is slow, in nanoseconds.
+    late: atomic::AtomicU64,
     origin: Instant,
-    name: OnceLock<Cow<'static, str>>,
-    meters: Meters,
+    circuit: Mutex<Circuit>,
+    common: Arc<Common>,
+    /// Whether the gauges count it: not yet, yes, no more.
+    counted: AtomicU8,
+    refused: atomic::AtomicU64,
+    shadowed: atomic::AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(tally: Tally, cooldown: Duration) -> Self {
-        let origin = time::now();
-        let seed = RandomState::new().hash_one(origin);
-        let circuit = Circuit::new(tally, cooldown, seed);
+    pub(crate) fn new(settings: Settings, seed: u64, common: Arc<Common>, origin: Instant) -> Self {
+        let circuit = Circuit::new(settings, seed);
         Self {
             // Nothing in a new circuit has a time.
             glance: AtomicU64::new(circuit.glance(|_| 0).pack()),
-            circuit: Mutex::new(circuit),
+            late: atomic::AtomicU64::new(late(&circuit)),
             origin,
-            name: OnceLock::new(),
-            meters: Meters::default(),
+            circuit: Mutex::new(circuit),
+            common,
+            counted: AtomicU8::new(0),
+            refused: atomic::AtomicU64::new(0),
+            shadowed: atomic::AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        self.name.get().map_or(DEFAULT_NAME, |name| name)
-    }
-
-    /// The first name stays.
-    pub(crate) fn set_name(&self, name: Cow<'static, str>) {
-        let _ = self.name.set(name);
+    pub(crate) fn common(&self) -> &Common {
+        &self.common
     }
 
     /// Sets parameters, which nobody sees from outside.
     pub(crate) fn configure(&self, act: impl FnOnce(&mut Circuit)) {
-        self.look(act);
+        self.look(|circuit| {
+            act(circuit);
+            self.late.store(late(circuit), Ordering::Relaxed);
+            self.publish(circuit);
+        });
     }
 
     pub(crate) fn look<T>(&self, act: impl FnOnce(&mut Circuit) -> T) -> T {
@@ -74,24 +81,56 @@ impl Shared {
 
     pub(crate) fn change<T>(&self, act: impl FnOnce(&mut Circuit) -> T) -> T {
         self.look(|circuit| {
-            self.meters.register(|| self.name(), circuit.state());
             let before = circuit.state();
+            self.join(before);
             let done = act(circuit);
-            let glance = circuit.glance(|instant| self.nanos(instant));
-            self.glance.store(glance.pack(), Ordering::Release);
+            self.publish(circuit);
             // Under the lock, so that the last one written is the last one entered.
-            self.meters.enter(before, circuit.state());
+            if self.counted.load(Ordering::Relaxed) == 1 {
+                self.common.meters.enter(before, circuit.state());
+            }
             done
         })
     }
 
+    /// Is counted by the gauges no longer.
+    pub(crate) fn leave(&self) {
+        self.look(|circuit| {
+            if self.counted.swap(2, Ordering::Relaxed) == 1 {
+                self.common.meters.leave(circuit.state());
+            }
+        });
+    }
+
+    fn join(&self, state: CircuitState) {
+        if self.counted.load(Ordering::Relaxed) == 0 {
+            self.common.register();
+            self.common.meters.join(state);
+            self.counted.store(1, Ordering::Release);
+        }
+    }
+
+    fn publish(&self, circuit: &Circuit) {
+        let glance = circuit.glance(|instant| self.nanos(instant));
+        self.glance.store(glance.pack(), Ordering::Release);
+    }
+
     #[inline]
     pub(crate) fn admit(&self, now: Instant) -> Result<Admission, CircuitOpen> {
-        if !self.meters.are_registered() {
+        match self.glance() {
+            // The epoch tells should the circuit change right now.
+            Glance::Closed { epoch, .. } if self.is_counted() => Ok(Admission::closed(epoch)),
+            glance => self.admit_otherwise(glance, now),
+        }
+    }
+
+    /// Apart, so that the path of a closed circuit is short.
+    #[inline(never)]
+    fn admit_otherwise(&self, glance: Glance, now: Instant) -> Result<Admission, CircuitOpen> {
+        if !self.is_counted() {
             self.change(|_| ());
         }
-        let admitted = match self.glance() {
-            // The epoch tells should the circuit change right now.
+        let admitted = match glance {
             Glance::Closed { epoch, .. } => return Ok(Admission::closed(epoch)),
             // A storm of refusals does not get into the way of the probe that would end it.
             Glance::Open { until } if self.nanos(now) < until => {
@@ -103,15 +142,30 @@ impl Shared {
                 self.change(|circuit| circuit.admit(now))
             }
         };
-        if admitted.is_err() {
-            self.meters.refuse();
+        admitted.or_else(|open| self.refuse(open))
+    }
+
+    /// Whether the gauges know it, or there are none.
+    #[inline]
+    fn is_counted(&self) -> bool {
+        !cfg!(feature = "metrics") || self.counted.load(Ordering::Acquire) != 0
+    }
+
+    fn refuse(&self, open: CircuitOpen) -> Result<Admission, CircuitOpen> {
+        if self.common.is_shadow() {
+            self.shadowed.fetch_add(1, Ordering::Relaxed);
+            self.common.meters.shadow();
+            return Ok(Admission::unheard());
         }
-        admitted
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.common.meters.refuse();
+        Err(open)
     }
 
     pub(crate) fn outlook(&self, now: Instant) -> Outlook {
         match self.glance() {
             Glance::Closed { .. } => Outlook::Admits,
+            _ if self.common.is_shadow() => Outlook::Admits,
             Glance::ForcedOpen => Outlook::Held,
             Glance::Open { until } if self.nanos(now) < until => Outlook::Refuses {
                 until: Some(self.instant(until)),
@@ -121,21 +175,49 @@ impl Shared {
         }
     }
 
+    /// Hears of the first data of an answer, `age` after its request was admitted.
     #[inline]
-    pub(crate) fn first_data(&self, admission: &mut Admission) {
-        if admission.stage == Stage::Probing {
-            self.change(|circuit| circuit.first_data(admission));
-        } else if admission.stage == Stage::Waiting {
-            admission.stage = Stage::Answered;
+    pub(crate) fn first_data(&self, admission: &mut Admission, age: Duration, now: Instant) {
+        match admission.stage {
+            Stage::Probing => {
+                let slow = self.is_slow(age);
+                self.change(|circuit| circuit.first_data(admission, slow, now));
+            }
+            Stage::Waiting => {
+                admission.stage = Stage::Answered;
+                admission.slow = self.is_slow(age);
+            }
+            Stage::Answered | Stage::Over => {}
         }
     }
 
     #[inline]
     pub(crate) fn settle(&self, admission: &mut Admission, end: &End, now: Instant) {
-        let says = Says::of(end, admission.stage);
-        if admission.stage != Stage::Probing && self.ignores(admission, says) {
+        let is_quiet = matches!(admission.stage, Stage::Waiting | Stage::Answered);
+        if is_quiet && end.verdict == Verdict::Success && self.ignores_success(admission) {
+            admission.stage = Stage::Over;
+        } else {
+            self.settle_otherwise(admission, end, now);
+        }
+    }
+
+    #[inline(never)]
+    fn settle_otherwise(&self, admission: &mut Admission, end: &End, now: Instant) {
+        let stage = admission.stage;
+        if stage == Stage::Over {
+            return;
+        }
+        let mut says = Says::of(end, stage, |age| self.is_slow(age));
+        // Before anything is changed: should it panic, the guard gives its place back.
+        if says != Says::Nothing && self.common.ignores(end) {
+            says = Says::Nothing;
+        }
+        if stage != Stage::Probing && says == Says::Nothing {
             admission.stage = Stage::Over;
             return;
+        }
+        if stage != Stage::Answered {
+            admission.slow = self.is_slow(end.age);
         }
         self.change(|circuit| circuit.settle(admission, says, now));
     }
@@ -147,23 +229,42 @@ impl Shared {
         }
     }
 
-    /// Whether what a request that is no probe says would change nothing, as most of what is said.
-    fn ignores(&self, admission: &Admission, says: Says) -> bool {
-        match (says, self.glance()) {
-            (Says::Nothing, _) => true,
-            (
-                Says::Well,
-                Glance::Closed {
-                    epoch,
-                    hears_success,
-                },
-            ) => !hears_success || epoch != admission.epoch,
+    /// Whether the good end of a request that is no probe would change nothing, as most do not.
+    #[inline]
+    fn ignores_success(&self, admission: &Admission) -> bool {
+        match self.glance() {
+            Glance::Closed {
+                epoch,
+                hears_success,
+            } => !hears_success || epoch != admission.epoch,
             _ => false,
         }
     }
 
-    fn glance(&self) -> Glance {
+    /// Whether little is lost when it is forgotten.
+    pub(crate) fn rests(&self, idle: bool, now: Instant) -> bool {
+        self.look(|circuit| circuit.rests(idle, now))
+    }
+
+    pub(crate) fn is_forced(&self) -> bool {
+        self.look(|circuit| circuit.is_forced())
+    }
+
+    /// How many were refused, and how many would have been.
+    pub(crate) fn refusals(&self) -> (u64, u64) {
+        let (refused, shadowed) = (&self.refused, &self.shadowed);
+        (
+            refused.load(Ordering::Relaxed),
+            shadowed.load(Ordering::Relaxed),
+        )
+    }
+
+    pub(crate) fn glance(&self) -> Glance {
         Glance::unpack(self.glance.load(Ordering::Acquire))
+    }
+
+    fn is_slow(&self, age: Duration) -> bool {
+        age.as_nanos() >= self.late.load(Ordering::Relaxed).into()
     }
 
     fn nanos(&self, instant: Instant) -> u64 {
@@ -174,4 +275,14 @@ impl Shared {
     fn instant(&self, nanos: u64) -> Instant {
         self.origin + Duration::from_nanos(nanos)
     }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+fn late(circuit: &Circuit) -> u64 {
+    u64::try_from(circuit.settings().slow_after.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,275 +1,182 @@
 //! What a closed circuit remembers.
 
 use palisade_core::ratio::Ratio;
+use tokio::time::Instant;
 
-/// With fewer calls than this a window says nothing: one failure of one call is no rate.
-const MINIMUM_CALLS: u32 = 10;
+use crate::{
+    buckets::{Buckets, Sums},
+    calls::Calls,
+    settings::{Settings, Window},
+};
 
-/// The largest window: 128 KiB, whatever number came out of a configuration file.
-const MOST_CALLS: u32 = 1 << 20;
+/// Whole buckets of a window of time: a tenth of it more or less tells nobody whether a service works.
+const BUCKETS: usize = 10;
 
 /// Counts outcomes until they are too bad. Counting is O(1), also over a window.
 #[derive(Debug)]
-pub(crate) enum Tally {
-    /// Failures in a row.
-    Row { limit: u32, failures: u32 },
-    /// The share of failures among the last calls.
-    Window {
-        limit: Ratio,
-        minimum: u32,
-        calls: Window,
-    },
+pub(crate) struct Tally {
+    in_a_row: u32,
+    window: Counts,
+    limits: Limits,
+}
+
+/// What is too bad.
+#[derive(Debug)]
+struct Limits {
+    in_a_row: Option<u32>,
+    failures: Option<u64>,
+    failure_share: Option<Ratio>,
+    slow_share: Option<Ratio>,
+    minimum: u64,
+}
+
+#[derive(Debug)]
+enum Counts {
+    None,
+    Calls(Calls),
+    Time(Buckets),
 }
 
 impl Tally {
-    pub(crate) fn row(limit: u32) -> Self {
-        Self::Row {
-            limit: limit.max(1),
-            failures: 0,
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let window = match settings.window {
+            None => Counts::None,
+            Some(Window::Calls(size)) => Counts::Calls(Calls::new(size)),
+            Some(Window::Time(span)) => Counts::Time(Buckets::new(span, BUCKETS)),
+        };
+        Self {
+            in_a_row: 0,
+            window,
+            limits: Limits::new(settings),
         }
     }
 
-    pub(crate) fn window(limit: Ratio, calls: u32) -> Self {
-        let calls = Window::new(calls.clamp(1, MOST_CALLS));
-        Self::Window {
-            limit,
-            minimum: MINIMUM_CALLS.min(calls.size),
-            calls,
+    /// Counts by other settings from now on. What was counted is kept, unless the window is of another kind.
+    pub(crate) fn update(&mut self, old: &Settings, new: &Settings, now: Instant) {
+        self.limits = Limits::new(new);
+        if old.window == new.window {
+            return;
         }
+        self.window = match (&mut self.window, new.window) {
+            (Counts::Calls(calls), Some(Window::Calls(size))) => Counts::Calls(calls.of_size(size)),
+            (Counts::Time(buckets), Some(Window::Time(span))) => {
+                Counts::Time(buckets.over(span, now))
+            }
+            _ => Self::new(new).window,
+        };
     }
 
-    /// A window says nothing before it has seen this many; a row needs no such thing.
-    pub(crate) fn set_minimum(&mut self, minimum_calls: u32) {
-        if let Self::Window { minimum, calls, .. } = self {
-            *minimum = minimum_calls.clamp(1, calls.size);
-        }
+    pub(crate) fn success(&mut self, slow: bool, now: Instant) {
+        self.in_a_row = 0;
+        self.window.count(false, slow, now);
     }
 
-    pub(crate) fn success(&mut self) {
-        match self {
-            Self::Row { failures, .. } => *failures = 0,
-            Self::Window { calls, .. } => calls.push(false),
-        }
-    }
-
-    pub(crate) fn failure(&mut self) {
-        match self {
-            Self::Row { failures, .. } => *failures = failures.saturating_add(1),
-            Self::Window { calls, .. } => calls.push(true),
-        }
+    pub(crate) fn failure(&mut self, slow: bool, now: Instant) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.window.count(true, slow, now);
     }
 
     /// A service that answers that it is busy is alive, so it is not on its way to be dead.
-    pub(crate) fn overload(&mut self) {
-        match self {
-            Self::Row { .. } => {}
-            Self::Window { calls, .. } => calls.push(true),
-        }
+    pub(crate) fn overload(&mut self, slow: bool, now: Instant) {
+        self.window.count(true, slow, now);
     }
 
+    /// As of the last count.
     pub(crate) fn is_too_bad(&self) -> bool {
-        match self {
-            Self::Row { limit, failures } => failures >= limit,
-            Self::Window {
-                limit,
-                minimum,
-                calls,
-            } => calls.count >= *minimum && limit.reached(calls.failures, calls.count),
+        let limits = &self.limits;
+        if limits.in_a_row.is_some_and(|limit| self.in_a_row >= limit) {
+            return true;
         }
+        let sums = match &self.window {
+            Counts::None => return false,
+            Counts::Calls(calls) => calls.sums(),
+            Counts::Time(buckets) => buckets.last_sums(),
+        };
+        if limits.failures.is_some_and(|limit| sums.failures >= limit) {
+            return true;
+        }
+        let reached = |share: Option<Ratio>, part: u64| {
+            // Divided, not multiplied: 0.55 * 100.0 is above 55.
+            share.is_some_and(|share| part as f64 / sums.calls as f64 >= share.get())
+        };
+        sums.calls >= limits.minimum
+            && (reached(limits.failure_share, sums.failures)
+                || reached(limits.slow_share, sums.slow))
     }
 
     /// Whether another success would change nothing.
     pub(crate) fn ignores_success(&self) -> bool {
-        matches!(self, Self::Row { failures: 0, .. })
+        self.in_a_row == 0 && matches!(self.window, Counts::None)
     }
 
     pub(crate) fn clear(&mut self) {
-        match self {
-            Self::Row { failures, .. } => *failures = 0,
-            Self::Window { calls, .. } => calls.clear(),
+        self.in_a_row = 0;
+        match &mut self.window {
+            Counts::None => {}
+            Counts::Calls(calls) => calls.clear(),
+            Counts::Time(buckets) => buckets.clear(),
         }
     }
 
-    pub(crate) fn failures(&self) -> u32 {
-        match self {
-            Self::Row { failures, .. } => *failures,
-            Self::Window { calls, .. } => calls.failures,
+    pub(crate) fn in_a_row(&self) -> u32 {
+        self.in_a_row
+    }
+
+    /// What is in the window, or else the row.
+    pub(crate) fn sums(&mut self, now: Instant) -> Sums {
+        match &mut self.window {
+            Counts::None => Sums {
+                calls: self.in_a_row.into(),
+                failures: self.in_a_row.into(),
+                slow: 0,
+            },
+            Counts::Calls(calls) => calls.sums(),
+            Counts::Time(buckets) => buckets.sums(now),
         }
     }
 
-    /// The calls that the failures were counted among.
-    pub(crate) fn calls(&self) -> u32 {
-        match self {
-            Self::Row { failures, .. } => *failures,
-            Self::Window { calls, .. } => calls.count,
+    /// Takes over what another has counted, as of now. Failures and slow calls are spread over the calls of a window of
+    /// calls, so that they leave it as they came.
+    pub(crate) fn restore(&mut self, in_a_row: u32, sums: Sums, now: Instant) {
+        self.clear();
+        self.in_a_row = in_a_row;
+        // No process counts more.
+        let most = u64::from(u32::MAX);
+        let calls = sums.calls.min(most);
+        let sums = Sums {
+            calls,
+            failures: sums.failures.min(calls),
+            slow: sums.slow.min(calls),
+        };
+        match &mut self.window {
+            Counts::None => {}
+            Counts::Calls(window) => window.fill(sums),
+            Counts::Time(buckets) => buckets.count(sums, now),
         }
     }
 }
 
-/// The last calls, one bit each, oldest overwritten first.
-#[derive(Debug)]
-pub(crate) struct Window {
-    failed: Box<[u64]>,
-    size: u32,
-    next: u32,
-    count: u32,
-    failures: u32,
-}
-
-impl Window {
-    fn new(size: u32) -> Self {
+impl Limits {
+    fn new(settings: &Settings) -> Self {
         Self {
-            failed: vec![0; size.div_ceil(u64::BITS) as usize].into(),
-            size,
-            next: 0,
-            count: 0,
-            failures: 0,
+            in_a_row: settings.consecutive,
+            failures: settings.failures.map(u64::from),
+            failure_share: settings.failure_share,
+            slow_share: settings.slow_share,
+            minimum: settings.minimum_calls.into(),
         }
     }
+}
 
-    /// What was pushed is left where it is: nothing older than `count` calls is read.
-    fn clear(&mut self) {
-        self.count = 0;
-        self.failures = 0;
-    }
-
-    fn push(&mut self, failed: bool) {
-        let (word, bit) = (self.next / u64::BITS, 1 << (self.next % u64::BITS));
-        let word = &mut self.failed[word as usize];
-        if self.count == self.size {
-            self.failures -= u32::from(*word & bit != 0);
-        } else {
-            self.count += 1;
+impl Counts {
+    fn count(&mut self, failed: bool, slow: bool, now: Instant) {
+        match self {
+            Self::None => {}
+            Self::Calls(calls) => calls.push(failed, slow),
+            Self::Time(buckets) => buckets.count(Sums::one(failed, slow), now),
         }
-        self.failures += u32::from(failed);
-        *word = if failed { *word | bit } else { *word & !bit };
-        self.next = (self.next + 1) % self.size;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn after_100_successes_a_window_of_100_at_half_is_too_bad_on_the_50th_failure() {
-        let mut tally = Tally::window(Ratio::HALF, 100);
-        (0..100).for_each(|_| tally.success());
-        (0..49).for_each(|_| tally.failure());
-        assert!(!tally.is_too_bad());
-        tally.failure();
-        assert!(tally.is_too_bad());
-    }
-
-    #[test]
-    fn an_empty_window_says_nothing_before_the_tenth_call() {
-        let mut tally = Tally::window(Ratio::HALF, 100);
-        (0..9).for_each(|_| tally.failure());
-        assert!(!tally.is_too_bad());
-        tally.success();
-        assert!(tally.is_too_bad());
-    }
-
-    #[test]
-    fn the_minimum_of_calls_is_never_more_than_the_window_holds() {
-        let mut small = Tally::window(Ratio::HALF, 3);
-        small.set_minimum(100);
-        (0..2).for_each(|_| small.failure());
-        assert!(!small.is_too_bad());
-        small.failure();
-        assert!(small.is_too_bad());
-
-        small.clear();
-        small.set_minimum(0);
-        assert!(!small.is_too_bad(), "nothing was counted");
-        small.failure();
-        assert!(small.is_too_bad());
-    }
-
-    #[test]
-    fn numbers_out_of_reason_are_brought_into_it() {
-        let mut row = Tally::row(0);
-        row.success();
-        assert!(!row.is_too_bad(), "a success opens nothing");
-        for calls in [0, u32::MAX] {
-            let mut tally = Tally::window(Ratio::HALF, calls);
-            (0..20).for_each(|_| tally.failure());
-            assert!(tally.is_too_bad());
-        }
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Event {
-        Success,
-        Failure,
-        Overload,
-        Clear,
-    }
-
-    fn events() -> impl Strategy<Value = Vec<Event>> {
-        let event = prop_oneof![
-            60 => Just(Event::Success),
-            60 => Just(Event::Failure),
-            20 => Just(Event::Overload),
-            1 => Just(Event::Clear),
-        ];
-        prop::collection::vec(event, 0..600)
-    }
-
-    fn tell(tally: &mut Tally, event: Event) {
-        match event {
-            Event::Success => tally.success(),
-            Event::Failure => tally.failure(),
-            Event::Overload => tally.overload(),
-            Event::Clear => tally.clear(),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_window_equals_a_list_of_its_last_calls(
-            size in 1_u32..200,
-            minimum in 0_u32..200,
-            share in 0.01_f64..=1.0,
-            events in events(),
-        ) {
-            let mut tally = Tally::window(Ratio::new(share).unwrap(), size);
-            tally.set_minimum(minimum);
-            let mut list = Vec::new();
-            for event in events {
-                tell(&mut tally, event);
-                match event {
-                    Event::Clear => list.clear(),
-                    Event::Success => list.push(false),
-                    Event::Failure | Event::Overload => list.push(true),
-                }
-                let last = &list[list.len().saturating_sub(size as usize)..];
-                let failures = last.iter().filter(|&&failed| failed).count();
-                prop_assert_eq!(tally.failures() as usize, failures);
-                prop_assert_eq!(tally.calls() as usize, last.len());
-                let enough = last.len() >= minimum.clamp(1, size) as usize;
-                let too_bad = enough && failures as f64 / last.len() as f64 >= share;
-                prop_assert_eq!(tally.is_too_bad(), too_bad);
-            }
-        }
-
-        #[test]
-        fn a_row_equals_the_failures_since_the_last_success(limit in 1_u32..20, events in events()) {
-            let mut tally = Tally::row(limit);
-            let mut list = Vec::new();
-            for event in events {
-                tell(&mut tally, event);
-                list.push(event);
-                let since = list.iter().rev().take_while(|event| {
-                    !matches!(event, Event::Success | Event::Clear)
-                });
-                let failures = since.filter(|event| matches!(event, Event::Failure)).count();
-                prop_assert_eq!(tally.failures() as usize, failures);
-                prop_assert_eq!(tally.is_too_bad(), failures >= limit as usize);
-                prop_assert_eq!(tally.ignores_success(), failures == 0);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,24 +1,46 @@
 use palisade_core::{ratio::Ratio, reject::Reason, time::now};
-use proptest::prelude::*;
 
 use super::*;
+use crate::settings::Window;
+
+mod kinds;
 
 const COOLDOWN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_nanos(1);
 
-fn circuit(tally: Tally) -> Circuit {
-    let mut circuit = Circuit::new(tally, COOLDOWN, 1);
-    circuit.cooldown.set_jitter(None);
-    circuit.patience = PATIENCE;
-    circuit
+fn exact(mut settings: Settings) -> Settings {
+    settings.jitter = None;
+    settings.probe_timeout = PATIENCE;
+    settings
+}
+
+fn row(failures: u32) -> Settings {
+    exact(Settings::consecutive(failures, COOLDOWN))
+}
+
+fn window(calls: u32) -> Settings {
+    exact(Settings::window(
+        Ratio::HALF,
+        Window::Calls(calls),
+        COOLDOWN,
+    ))
+}
+
+fn circuit(settings: Settings) -> Circuit {
+    Circuit::new(settings, 1)
 }
 
 /// A circuit that opened at the time it is returned with.
 fn opened(probes: u32) -> (Circuit, Instant) {
-    let mut circuit = circuit(Tally::row(1));
-    circuit.probes = probes;
-    let now = now();
+    opened_by(|settings| settings.probes = probes)
+}
+
+fn opened_by(set: impl FnOnce(&mut Settings)) -> (Circuit, Instant) {
+    let mut settings = row(1);
+    set(&mut settings);
+    let (mut circuit, now) = (circuit(settings), now());
     one(&mut circuit, Says::Ill, now);
     (circuit, now)
 }
@@ -34,7 +56,7 @@ fn says(verdict: Verdict, age: Duration, stage: Stage) -> Says {
         age,
         ..End::new(verdict)
     };
-    Says::of(&end, stage)
+    Says::of(&end, stage, |age| age >= SLOW_AFTER)
 }
 
 #[test]
@@ -66,7 +88,7 @@ fn giving_up_late_counts_unless_data_have_come() {
 #[test]
 fn opens_on_the_last_failure_in_a_row_and_not_one_earlier() {
     let now = now();
-    let mut circuit = circuit(Tally::row(3));
+    let mut circuit = circuit(row(3));
     for said in [Says::Ill, Says::Ill, Says::Well, Says::Ill, Says::Ill] {
         one(&mut circuit, said, now);
     }
@@ -79,7 +101,7 @@ fn opens_on_the_last_failure_in_a_row_and_not_one_earlier() {
 #[test]
 fn a_verdict_from_before_the_trip_is_ignored() {
     let now = now();
-    let mut circuit = circuit(Tally::row(1));
+    let mut circuit = circuit(row(1));
     let mut slow = circuit.admit(now).unwrap();
     let mut slow_too = circuit.admit(now).unwrap();
     one(&mut circuit, Says::Ill, now);
@@ -124,7 +146,7 @@ fn the_open_time_doubles_with_every_failed_probe_and_starts_afresh_after_closing
 #[test]
 fn two_circuits_with_jitter_and_other_seeds_open_for_other_times() {
     let pause = |seed| {
-        let mut circuit = Circuit::new(Tally::row(1), COOLDOWN, seed);
+        let mut circuit = Circuit::new(Settings::consecutive(1, COOLDOWN), seed);
         let now = now();
         one(&mut circuit, Says::Ill, now);
         circuit.next_probe_in(now).unwrap()
@@ -139,7 +161,7 @@ fn closes_when_every_probe_has_passed() {
     let later = at + COOLDOWN;
     let mut first = circuit.admit(later).unwrap();
     circuit.admit(later).expect_err("one goes first");
-    circuit.first_data(&mut first);
+    circuit.first_data(&mut first, false, later);
     circuit.settle(&mut first, Says::Well, later);
 
     let mut second = circuit.admit(later).unwrap();
@@ -170,7 +192,7 @@ fn a_body_that_breaks_after_its_probe_has_passed_opens_while_others_are_still_ou
     let (mut circuit, at) = opened(2);
     let later = at + COOLDOWN;
     let mut probe = circuit.admit(later).unwrap();
-    circuit.first_data(&mut probe);
+    circuit.first_data(&mut probe, false, later);
     circuit.settle(&mut probe, Says::Ill, later);
     assert_eq!(circuit.state(), CircuitState::Open);
 }
@@ -178,11 +200,13 @@ fn a_body_that_breaks_after_its_probe_has_passed_opens_while_others_are_still_ou
 #[test]
 fn the_bodies_of_all_probes_that_have_passed_count_in_the_closed_circuit() {
     let (mut circuit, at) = opened(2);
-    circuit.tally = Tally::row(2);
+    let mut settings = circuit.settings().clone();
+    settings.consecutive = Some(2);
+    circuit.update(settings, at);
     let later = at + COOLDOWN;
     let mut probes = [(); 2].map(|()| {
         let mut probe = circuit.admit(later).unwrap();
-        circuit.first_data(&mut probe);
+        circuit.first_data(&mut probe, false, later);
         probe
     });
     assert_eq!(circuit.state(), CircuitState::Closed);
@@ -263,7 +287,7 @@ fn a_probe_that_has_passed_is_heard_however_long_its_body_takes() {
     let (mut circuit, at) = opened(2);
     let sent = at + COOLDOWN;
     let mut stream = circuit.admit(sent).unwrap();
-    circuit.first_data(&mut stream);
+    circuit.first_data(&mut stream, false, sent);
     let later = sent + PATIENCE * 2;
     one(&mut circuit, Says::Nothing, later);
     circuit.settle(&mut stream, Says::Ill, later);
@@ -307,11 +331,8 @@ fn overload_fails_a_probe_and_sets_the_open_time_up_to_ten_minutes() {
 #[test]
 fn overload_counts_in_a_window_but_not_in_a_row() {
     let now = now();
-    for (tally, opens) in [
-        (Tally::row(1), false),
-        (Tally::window(Ratio::HALF, 1), true),
-    ] {
-        let mut circuit = circuit(tally);
+    for (settings, opens) in [(row(1), false), (window(1), true)] {
+        let mut circuit = circuit(settings);
         one(&mut circuit, Says::Busy(None), now);
         assert_eq!(circuit.admit(now).is_err(), opens);
     }
@@ -338,14 +359,14 @@ fn a_forced_circuit_hears_nothing_and_starts_afresh_when_released() {
     circuit.settle(&mut before, Says::Ill, now);
     assert_eq!(circuit.state(), CircuitState::Closed);
     assert!(!circuit.is_forced());
-    assert_eq!(circuit.tally.failures(), 0);
+    assert_eq!(circuit.tally.in_a_row(), 0);
 }
 
 #[test]
 fn what_was_admitted_before_a_release_is_not_heard_after_it() {
     let now = now();
     for force in [Circuit::force_closed, |_: &mut Circuit| {}] {
-        let mut circuit = circuit(Tally::row(1));
+        let mut circuit = circuit(row(1));
         force(&mut circuit);
         let mut before = circuit.admit(now).unwrap();
         circuit.release();
@@ -356,7 +377,7 @@ fn what_was_admitted_before_a_release_is_not_heard_after_it() {
 
 #[test]
 fn an_hour_reopens_whatever_the_cool_down_grew_to() {
-    let mut circuit = Circuit::new(Tally::row(1), Duration::from_secs(30), 7);
+    let mut circuit = Circuit::new(Settings::consecutive(1, Duration::from_secs(30)), 7);
     let mut now = now();
     for _ in 0..100 {
         one(&mut circuit, Says::Ill, now);
@@ -364,113 +385,4 @@ fn an_hour_reopens_whatever_the_cool_down_grew_to() {
     }
     one(&mut circuit, Says::Well, now);
     assert_eq!(circuit.state(), CircuitState::Closed);
-}
-
-/// What may happen to a circuit; numbers choose among the requests that are under way.
-#[derive(Clone, Debug)]
-enum Event {
-    Wait(u64),
-    Admit,
-    Data(usize),
-    Settle(usize, Verdict),
-    Drop(usize),
-    Forget(usize),
-    Force(bool),
-    Release,
-}
-
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let verdict = prop_oneof![
-        4 => Just(Verdict::Success),
-        4 => Just(Verdict::Failure),
-        1 => Just(Verdict::Unsent),
-        1 => Just(Verdict::CallerFault),
-        1 => Just(Verdict::Refused(Reason::Overloaded)),
-        2 => Just(Verdict::Canceled),
-        1 => (0_u64..20).prop_map(|s| Verdict::Overload {
-            retry_after: s.checked_sub(1).map(Duration::from_secs)
-        }),
-    ];
-    let event = prop_oneof![
-        20 => (0_u64..8000).prop_map(Event::Wait),
-        40 => Just(Event::Admit),
-        10 => any::<usize>().prop_map(Event::Data),
-        25 => (any::<usize>(), verdict).prop_map(|(at, verdict)| Event::Settle(at, verdict)),
-        5 => any::<usize>().prop_map(Event::Drop),
-        3 => any::<usize>().prop_map(Event::Forget),
-        1 => any::<bool>().prop_map(Event::Force),
-        2 => Just(Event::Release),
-    ];
-    prop::collection::vec(event, 0..200)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
-
-    #[test]
-    fn no_order_of_events_admits_too_many_probes_or_wedges_it(
-        row in any::<bool>(),
-        probes in 1_u32..6,
-        events in events(),
-    ) {
-        let tally = if row { Tally::row(2) } else { Tally::window(Ratio::HALF, 4) };
-        let mut circuit = circuit(tally);
-        circuit.probes = probes;
-        let mut now = now();
-        let mut under_way: Vec<(Instant, Admission)> = Vec::new();
-        for event in events {
-            let some = |at: usize| (!under_way.is_empty()).then(|| at % under_way.len());
-            match event {
-                Event::Wait(millis) => now += Duration::from_millis(millis),
-                Event::Admit => {
-                    let due = circuit.next_probe_in(now) == Some(Duration::ZERO);
-                    let closed = circuit.state() == CircuitState::Closed;
-                    match circuit.admit(now) {
-                        Ok(admission) => {
-                            prop_assert!(due || closed);
-                            prop_assert_eq!(admission.stage == Stage::Probing, due);
-                            under_way.push((now, admission));
-                        }
-                        Err(refused) => {
-                            prop_assert!(!due && !closed);
-                            prop_assert_eq!(refused.remaining, circuit.next_probe_in(now));
-                        }
-                    }
-                }
-                Event::Data(at) => if let Some(at) = some(at) {
-                    circuit.first_data(&mut under_way[at].1);
-                },
-                Event::Settle(at, verdict) => if let Some(at) = some(at) {
-                    let (since, mut admission) = under_way.swap_remove(at);
-                    let said = says(verdict, now - since, admission.stage);
-                    circuit.settle(&mut admission, said, now);
-                },
-                Event::Drop(at) => if let Some(at) = some(at) {
-                    circuit.give_back(&mut under_way.swap_remove(at).1);
-                },
-                Event::Forget(at) => if let Some(at) = some(at) {
-                    under_way.swap_remove(at);
-                },
-                Event::Force(true) => circuit.force_open(),
-                Event::Force(false) => circuit.force_closed(),
-                Event::Release => circuit.release(),
-            }
-            let out = under_way.iter().filter(|(_, admission)| {
-                admission.stage == Stage::Probing && admission.epoch == circuit.epoch
-            });
-            prop_assert!(out.count() <= probes as usize);
-        }
-
-        // Whatever is still under way stays so for ever.
-        if circuit.is_forced() {
-            circuit.release();
-        }
-        now += Duration::from_secs(60).max(PATIENCE * 32);
-        for _ in 0..probes {
-            if circuit.state() != CircuitState::Closed {
-                one(&mut circuit, Says::Well, now);
-            }
-        }
-        prop_assert_eq!(circuit.state(), CircuitState::Closed);
-    }
 }

@@ -2,23 +2,23 @@
 
 use std::{
     sync::{
-        Arc, Barrier,
+        Barrier,
         atomic::{AtomicBool, AtomicU32},
         mpsc,
     },
     thread,
 };
 
+use super::*;
+use crate::{CircuitBreaker, gate::Call};
 use palisade_core::{
     classify::{Http, Verdict},
     gate::{Admit, Gate},
     head::RequestHead,
+    ratio::Ratio,
     settle::{Settle, Watch},
+    time,
 };
-use proptest::prelude::*;
-
-use super::*;
-use crate::{CircuitBreaker, gate::Call};
 
 const COOLDOWN: Duration = Duration::from_secs(5);
 
@@ -204,8 +204,62 @@ fn in_flight_probes_are_never_more_than_the_permits_among_64_threads() {
 }
 
 #[test]
-fn no_race_of_verdicts_among_threads_wedges_it() {
-    let breaker = CircuitBreaker::window(palisade_core::ratio::Ratio::HALF, 4, COOLDOWN)
+fn in_flight_probes_are_never_more_than_the_permits_while_64_threads_ramp_them_up() {
+    const PROBES: u32 = 5_000;
+    let breaker = CircuitBreaker::consecutive(1, COOLDOWN)
+        .jitter(None)
+        .probes(PROBES);
+    let now = time::now();
+    admit(&breaker, now)
+        .unwrap()
+        .settle(&end(Verdict::Failure), now);
+    let now = now + COOLDOWN;
+    // Each is counted before it passes, and out of flight before that too: neither hides one too many.
+    let (in_flight, passing, most) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+    let start = Barrier::new(64);
+    thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                start.wait();
+                while breaker.outlook(now) != Outlook::Admits {
+                    let Ok(mut probe) = admit(&breaker, now) else {
+                        thread::yield_now();
+                        continue;
+                    };
+                    let out = in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                    let permits = passing.load(Ordering::SeqCst) + 1;
+                    if passing.load(Ordering::SeqCst) < PROBES - 64 {
+                        assert!(out <= permits, "{out} of {permits}");
+                        most.fetch_max(out, Ordering::SeqCst);
+                    }
+                    thread::yield_now();
+                    in_flight.fetch_sub(1, Ordering::SeqCst);
+                    passing.fetch_add(1, Ordering::SeqCst);
+                    probe.settle(&end(Verdict::Success), now);
+                }
+            });
+        }
+    });
+    assert!(most.into_inner() > 1, "they were not out together");
+    assert_eq!(breaker.handle().snapshot().opened_total, 1);
+}
+
+#[test]
+fn no_race_of_verdicts_among_threads_wedges_any_kind() {
+    let seconds = Duration::from_secs;
+    for kind in [
+        CircuitBreaker::window(Ratio::HALF, 4, COOLDOWN),
+        CircuitBreaker::time_window(Ratio::HALF, seconds(20), COOLDOWN),
+        CircuitBreaker::consecutive(2, COOLDOWN).slow_calls(Ratio::HALF, seconds(60)),
+        CircuitBreaker::consecutive(2, COOLDOWN).longest_half_open(seconds(1)),
+    ] {
+        races(&kind);
+    }
+}
+
+fn races(kind: &CircuitBreaker) {
+    let breaker = kind
+        .clone()
         .jitter(None)
         .minimum_calls(1)
         .probes(2)
@@ -238,138 +292,13 @@ fn no_race_of_verdicts_among_threads_wedges_it() {
     });
     let opened = breaker.handle().snapshot().opened_total;
     assert!(opened > 3, "it was hardly tested: opened {opened} times");
-    let now = start + Duration::from_secs(3600);
-    for _ in 0..2 {
-        if let Ok(mut call) = admit(&breaker, now) {
-            call.settle(&end(Verdict::Success), now);
+    let mut now = start + Duration::from_secs(3600);
+    for _ in 0..4 {
+        match admit(&breaker, now) {
+            Ok(mut call) => call.settle(&end(Verdict::Success), now),
+            // Half-open for too long, it has opened once more.
+            Err(_) => now += COOLDOWN * 20,
         }
     }
     assert_eq!(breaker.outlook(now), Outlook::Admits);
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Wait(u64),
-    Admit,
-    Data(usize),
-    Settle(usize, u8),
-    Drop(usize),
-    Force(u8),
-}
-
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let event = prop_oneof![
-        20 => (0_u64..8000).prop_map(Event::Wait),
-        40 => Just(Event::Admit),
-        10 => any::<usize>().prop_map(Event::Data),
-        30 => (any::<usize>(), 0_u8..7).prop_map(|(at, verdict)| Event::Settle(at, verdict)),
-        5 => any::<usize>().prop_map(Event::Drop),
-        1 => (0_u8..3).prop_map(Event::Force),
-    ];
-    prop::collection::vec(event, 0..150)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// The bare circuit is the model: it takes no short cuts.
-    #[test]
-    fn what_the_atomic_word_decides_the_circuit_decides_too(
-        row in any::<bool>(),
-        probes in 1_u32..4,
-        events in events(),
-    ) {
-        let tally = || match row {
-            true => Tally::row(2),
-            false => Tally::window(palisade_core::ratio::Ratio::HALF, 4),
-        };
-        let configure = |circuit: &mut Circuit| {
-            circuit.cooldown.set_jitter(None);
-            circuit.probes = probes;
-        };
-        let shared = Arc::new(Shared::new(tally(), COOLDOWN));
-        shared.configure(configure);
-        let mut model = Circuit::new(tally(), COOLDOWN, 1);
-        configure(&mut model);
-
-        let mut now = time::now();
-        let mut under_way: Vec<(Instant, Admission, Admission)> = Vec::new();
-        for event in events {
-            let some = |at: usize| (!under_way.is_empty()).then(|| at % under_way.len());
-            match event {
-                Event::Wait(millis) => now += Duration::from_millis(millis),
-                Event::Admit => {
-                    let outlook = shared.outlook(now);
-                    match (shared.admit(now), model.admit(now)) {
-                        (Ok(left), Ok(right)) => {
-                            let expected = match right.stage {
-                                Stage::Probing => Outlook::Probes,
-                                _ => Outlook::Admits,
-                            };
-                            prop_assert_eq!(outlook, expected);
-                            prop_assert_eq!(left.stage, right.stage);
-                            under_way.push((now, left, right));
-                        }
-                        (left, right) => {
-                            let (left, right) = (left.unwrap_err(), right.unwrap_err());
-                            prop_assert_eq!(left, right);
-                            let until = right.remaining.map(|remaining| now + remaining);
-                            prop_assert_eq!(outlook, match model.is_forced() {
-                                true => Outlook::Held,
-                                false => Outlook::Refuses { until },
-                            });
-                        }
-                    }
-                }
-                Event::Data(at) => if let Some(at) = some(at) {
-                    let (_, left, right) = &mut under_way[at];
-                    shared.first_data(left);
-                    model.first_data(right);
-                },
-                Event::Settle(at, verdict) => if let Some(at) = some(at) {
-                    let (since, mut left, mut right) = under_way.swap_remove(at);
-                    let retry_after = Some(Duration::from_secs(7));
-                    let end = End {
-                        verdict: match verdict {
-                            0 | 1 => Verdict::Success,
-                            2 | 3 => Verdict::Failure,
-                            4 => Verdict::Overload { retry_after },
-                            5 => Verdict::CallerFault,
-                            _ => Verdict::Canceled,
-                        },
-                        usage: None,
-                        streamed: 0,
-                        age: now - since,
-                    };
-                    let said = Says::of(&end, right.stage);
-                    shared.settle(&mut left, &end, now);
-                    model.settle(&mut right, said, now);
-                },
-                Event::Drop(at) => if let Some(at) = some(at) {
-                    let (_, mut left, mut right) = under_way.swap_remove(at);
-                    shared.give_back(&mut left);
-                    model.give_back(&mut right);
-                },
-                Event::Force(0) => {
-                    shared.change(Circuit::force_open);
-                    model.force_open();
-                }
-                Event::Force(1) => {
-                    shared.change(Circuit::force_closed);
-                    model.force_closed();
-                }
-                Event::Force(_) => {
-                    shared.change(Circuit::release);
-                    model.release();
-                }
-            }
-            shared.look(|circuit| {
-                assert_eq!(circuit.state(), model.state());
-                assert_eq!(circuit.tally.failures(), model.tally.failures());
-                assert_eq!(circuit.tally.calls(), model.tally.calls());
-                assert_eq!(circuit.next_probe_in(now), model.next_probe_in(now));
-                assert_eq!(circuit.opened(), model.opened());
-            });
-        }
-    }
 }

@@ -5,10 +5,15 @@
 mod behaviour;
 mod cost;
 mod defects;
+mod keyed;
+mod kinds;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod script;
+mod support;
+mod throttle;
 mod wedge;
+mod wedges_of_others;
 
 #[global_allocator]
 static ALLOCATOR: palisade_core::testing::CountingAllocator =

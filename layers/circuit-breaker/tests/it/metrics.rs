@@ -13,9 +13,21 @@ use metrics::{
     Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
     with_local_recorder,
 };
-use palisade_circuit_breaker::{CircuitBreakerLayer, CircuitState};
-use palisade_core::testing::{Answers, exchange};
+use palisade_circuit_breaker::{
+    CircuitBreaker, CircuitBreakerLayer, CircuitState, KeyedCircuitBreaker, Settings, destination,
+};
+use palisade_core::{
+    classify::Verdict,
+    gate::{Gate, Outlook},
+    ratio::Ratio,
+    settle::{End, Settle},
+    testing::{Answers, exchange},
+    time::now,
+};
+use proptest::prelude::*;
 use tower::Layer;
+
+use crate::support::{admit_at, many};
 
 const COOLDOWN: Duration = Duration::from_secs(5);
 
@@ -146,6 +158,171 @@ fn a_circuit_that_is_forced_open_before_its_first_request_is_seen() {
     with_local_recorder(&book, || {
         let layer = CircuitBreakerLayer::consecutive(1, COOLDOWN).named("llm");
         layer.handle().force_open();
+        assert_eq!(states(&book), [0.0, 1.0, 0.0]);
     });
-    assert_eq!(states(&book), [0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn circuits_of_one_name_are_counted_together_for_as_long_as_they_live() {
+    let book = Book::default();
+    with_local_recorder(&book, || {
+        let make = || CircuitBreaker::consecutive(1, COOLDOWN).named("llm");
+        let (first, second) = (make(), make());
+        many(&first, Verdict::Failure, 1);
+        many(&second, Verdict::Success, 1);
+        assert_eq!(states(&book), [1.0, 1.0, 0.0]);
+        drop(first);
+        assert_eq!(states(&book), [1.0, 0.0, 0.0]);
+        // An endpoint that comes back begins anew.
+        let third = make();
+        many(&third, Verdict::Success, 1);
+        assert_eq!(states(&book), [2.0, 0.0, 0.0]);
+        let call = admit_at(&second, now());
+        drop(second);
+        assert_eq!(states(&book), [2.0, 0.0, 0.0], "a request is under way");
+        drop((third, call));
+        assert_eq!(states(&book), [0.0, 0.0, 0.0]);
+    });
+}
+
+#[test]
+fn gauges_of_a_keyed_breaker_count_its_circuits_by_state() {
+    let book = Book::default();
+    with_local_recorder(&book, || {
+        let settings = Settings::consecutive(1, COOLDOWN);
+        let breaker = KeyedCircuitBreaker::new(settings, destination())
+            .capacity(3)
+            .named("llm");
+        let to = |host: &str| {
+            http::Request::get(format!("http://{host}/"))
+                .body(())
+                .unwrap()
+        };
+        let send = |host: &str, verdict| {
+            let request = to(host);
+            let palisade_core::gate::Admit::Now(decided) = breaker.admit(&(&request).into(), now())
+            else {
+                panic!("it decides at once");
+            };
+            if let Ok(mut call) = decided {
+                call.settle(&End::new(verdict), now());
+            }
+        };
+        send("bad", Verdict::Failure);
+        send("a", Verdict::Success);
+        send("b", Verdict::Success);
+        assert_eq!(states(&book), [2.0, 1.0, 0.0]);
+        send("bad", Verdict::Success);
+        assert_eq!(
+            book.read("palisade_circuit_breaker_refusals_total{llm}"),
+            1.0
+        );
+        for host in ["c", "d", "e"] {
+            send(host, Verdict::Success);
+        }
+        assert_eq!(states(&book), [2.0, 1.0, 0.0]);
+        assert_eq!(
+            book.read("palisade_circuit_breaker_evictions_total{llm}"),
+            3.0
+        );
+    });
+}
+
+#[test]
+fn what_shadow_lets_pass_is_counted() {
+    let book = Book::default();
+    with_local_recorder(&book, || {
+        let breaker = CircuitBreaker::consecutive(1, COOLDOWN)
+            .named("llm")
+            .shadow();
+        many(&breaker, Verdict::Failure, 4);
+    });
+    let count = |what: &str| book.read(&format!("palisade_circuit_breaker_{what}_total{{llm}}"));
+    assert_eq!((count("shadowed"), count("refusals")), (3.0, 0.0));
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Wait(u64),
+    Send,
+    Settle(usize, Verdict),
+    Drop(usize),
+    Order(u8),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let verdict = prop_oneof![
+        Just(Verdict::Success),
+        Just(Verdict::Failure),
+        Just(Verdict::CallerFault),
+    ];
+    let event = prop_oneof![
+        4 => (0_u64..8_000).prop_map(Event::Wait),
+        10 => Just(Event::Send),
+        8 => (any::<usize>(), verdict).prop_map(|(at, verdict)| Event::Settle(at, verdict)),
+        1 => any::<usize>().prop_map(Event::Drop),
+        1 => (0_u8..4).prop_map(Event::Order),
+    ];
+    prop::collection::vec(event, 0..150)
+}
+
+proptest! {
+    #[test]
+    fn under_any_schedule_one_gauge_is_1_and_a_request_meets_that_state(
+        kind in 0_u8..3,
+        probes in 1_u32..4,
+        events in events(),
+    ) {
+        let book = Book::default();
+        with_local_recorder(&book, || {
+            let breaker = match kind {
+                0 => CircuitBreaker::consecutive(2, COOLDOWN),
+                1 => CircuitBreaker::window(Ratio::HALF, 4, COOLDOWN),
+                _ => CircuitBreaker::time_window(Ratio::HALF, COOLDOWN, COOLDOWN),
+            };
+            let breaker = breaker.minimum_calls(2).probes(probes).named("llm");
+            let handle = breaker.handle();
+            let mut at = now();
+            // The gauges are there from the first request on.
+            drop(admit_at(&breaker, at));
+            let gauge = || {
+                let all = states(&book);
+                let ones: Vec<_> = CircuitState::ALL.into_iter().zip(all).filter(|(_, it)| *it == 1.0).collect();
+                assert_eq!((ones.len(), all.iter().sum::<f64>()), (1, 1.0), "{all:?}");
+                ones[0].0
+            };
+            let mut under_way = Vec::new();
+            for event in events {
+                let some = |index: usize| (!under_way.is_empty()).then(|| index % under_way.len());
+                match event {
+                    Event::Wait(millis) => at += Duration::from_millis(millis),
+                    Event::Send => {
+                        let (before, outlook) = (gauge(), breaker.outlook(at));
+                        let admitted = admit_at(&breaker, at);
+                        let expected = match (before, outlook) {
+                            (CircuitState::Closed, Outlook::Admits) => (true, CircuitState::Closed),
+                            (CircuitState::Open, Outlook::Probes) => (true, CircuitState::HalfOpen),
+                            (CircuitState::Open, _) => (false, CircuitState::Open),
+                            (CircuitState::HalfOpen, Outlook::Probes) => (true, CircuitState::HalfOpen),
+                            (CircuitState::HalfOpen, _) => (false, CircuitState::HalfOpen),
+                            other => panic!("{other:?}"),
+                        };
+                        assert_eq!((admitted.is_ok(), gauge()), expected, "{before:?} {outlook:?}");
+                        under_way.extend(admitted);
+                    }
+                    Event::Settle(index, verdict) => if let Some(index) = some(index) {
+                        under_way.swap_remove(index).settle(&End::new(verdict), at);
+                    },
+                    Event::Drop(index) => if let Some(index) = some(index) {
+                        drop(under_way.swap_remove(index));
+                    },
+                    Event::Order(0) => handle.force_open(),
+                    Event::Order(1) => handle.force_closed(),
+                    Event::Order(2) => handle.restore(&handle.save()),
+                    Event::Order(_) => handle.release(),
+                }
+                assert_eq!(gauge(), handle.snapshot().state);
+            }
+        });
+    }
 }

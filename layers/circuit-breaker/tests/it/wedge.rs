@@ -224,9 +224,15 @@ impl Dice {
     }
 
     fn breaker(&mut self) -> CircuitBreaker {
-        let breaker = match self.below(2) {
+        let breaker = match self.below(4) {
             0 => CircuitBreaker::consecutive(1 + self.below(3) as u32, COOLDOWN),
-            _ => CircuitBreaker::window(Ratio::HALF, 2 + self.below(8) as u32, COOLDOWN),
+            1 => CircuitBreaker::window(Ratio::HALF, 2 + self.below(8) as u32, COOLDOWN),
+            2 => {
+                let span = Duration::from_secs(1 + self.below(10));
+                CircuitBreaker::time_window(Ratio::HALF, span, COOLDOWN)
+            }
+            _ => CircuitBreaker::consecutive(1 + self.below(3) as u32, COOLDOWN)
+                .slow_calls(Ratio::HALF, Duration::from_millis(500 + self.below(2_000))),
         };
         match self.below(2) {
             0 => quick(breaker).jitter(None),
@@ -289,9 +295,9 @@ fn play(seed: u64) -> BTreeMap<Trouble, u32> {
 }
 
 #[test]
-fn a_thousand_mixes_of_panics_cancellations_errors_leaks_and_refusals_wedge_nothing() {
+fn fifteen_hundred_mixes_of_panics_cancellations_errors_leaks_and_refusals_wedge_nothing() {
     let mut probes = BTreeMap::<Trouble, u32>::new();
-    for seed in 0..1000 {
+    for seed in 0..1500 {
         for (trouble, count) in play(seed) {
             *probes.entry(trouble).or_default() += count;
         }
