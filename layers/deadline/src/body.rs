@@ -4,14 +4,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
-use palisade_core::{BoxError, time};
+use palisade_core::BoxError;
 use pin_project::pin_project;
 
-use crate::{
-    limit::{Limit, Scope},
-    timer::Timer,
-};
+use crate::{limits::Limits, timer::Timer};
 
 /// A response body that fails when its time is over.
 #[pin_project]
@@ -21,16 +19,21 @@ pub struct DeadlineBody<B> {
     inner: Option<B>,
     #[pin]
     timer: Timer,
-    limit: Limit,
+    limits: Limits,
 }
 
-impl<B> DeadlineBody<B> {
-    pub(crate) fn new(inner: B, limit: Limit) -> Self {
-        Self {
+impl<B: Body> DeadlineBody<B> {
+    #[inline]
+    pub(crate) fn answer(response: Response<B>, mut limits: Limits) -> Response<Self> {
+        limits.head(&response);
+        if response.body().is_end_stream() {
+            limits.end();
+        }
+        response.map(|inner| Self {
             inner: Some(inner),
             timer: Timer::new(),
-            limit,
-        }
+            limits,
+        })
     }
 }
 
@@ -47,35 +50,58 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
-        let limit = this.limit;
+        let limits = this.limits;
         let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
-        match inner.as_mut().poll_frame(cx) {
+        let error = match inner.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let Some(at) = limit.at else {
+                if limits.is_done() {
                     return Poll::Ready(Some(Ok(frame)));
-                };
-                if limit.scope == Scope::FirstData && has_data(&frame) {
-                    limit.at = None;
-                    this.timer.stop();
-                    return Poll::Ready(Some(Ok(frame)));
+                }
+                limits.frame(&frame);
+                if let Some(trailers) = frame.trailers_ref() {
+                    limits.samples.hear(trailers);
                 }
                 // What ends with this frame has ended, and only something later than the limit is late.
-                if frame.is_trailers() || inner.is_end_stream() || time::now() <= at {
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-            }
-            Poll::Ready(end) => return Poll::Ready(end.map(|error| error.map_err(Into::into))),
-            Poll::Pending => {
-                let Some(at) = limit.at else {
-                    return Poll::Pending;
+                let error = if frame.is_trailers() || inner.is_end_stream() {
+                    limits.end();
+                    None
+                } else {
+                    loop {
+                        match limits.late() {
+                            None => break None,
+                            Some(limit) => match limits.reach(limit) {
+                                None => {}
+                                error => break error,
+                            },
+                        }
+                    }
                 };
-                ready!(this.timer.poll(cx, at));
+                let Some(error) = error else {
+                    // The next silence would only have to make another.
+                    if limits.is_free() && limits.idle.is_never() {
+                        this.timer.stop();
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                };
+                error
             }
-        }
+            Poll::Ready(Some(Err(error))) => {
+                limits.fail();
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            Poll::Ready(None) => {
+                limits.end();
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                limits.wait();
+                ready!(limits.elapse(this.timer.as_mut(), cx))
+            }
+        };
         this.inner.set(None);
-        Poll::Ready(Some(Err(limit.elapsed(limit.awaited()))))
+        Poll::Ready(Some(Err(error)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -88,14 +114,51 @@ where
     }
 }
 
-fn has_data<D: bytes::Buf>(frame: &Frame<D>) -> bool {
-    frame.data_ref().is_some_and(|data| data.has_remaining())
-}
-
 impl<B> fmt::Debug for DeadlineBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeadlineBody")
             .field("late", &self.inner.is_none())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use bytes::Bytes;
+    use http_body_util::channel::Channel;
+    use palisade_core::time;
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::*;
+    use crate::{
+        error::Limit,
+        limits::After,
+        tally::{Mode, Tally},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_is_kept_from_frame_to_frame_if_it_may_be_needed_again() {
+        let second = After::new(Duration::from_secs(1));
+        for (first, idle, is_kept) in [
+            (second, After::NEVER, false),
+            (After::NEVER, second, true),
+            (second, second, true),
+        ] {
+            let tally = Arc::new(Tally::new("x".into(), Mode::Enforce));
+            let mut limits = Limits::new(tally, time::now(), Limit::Total);
+            (limits.first, limits.idle) = (first, idle);
+            let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+            let response = DeadlineBody::answer(Response::new(body), limits);
+            let mut body = task::spawn(Box::pin(response.into_body()));
+            for _ in 0..2 {
+                assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
+                sender.send_data("x".into()).await.unwrap();
+                let frame = assert_ready!(body.enter(|cx, body| body.poll_frame(cx)));
+                assert!(frame.unwrap().unwrap().is_data());
+            }
+            assert_eq!(body.timer.is_made(), is_kept, "{first:?} {idle:?}");
+        }
     }
 }

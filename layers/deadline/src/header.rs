@@ -6,8 +6,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// A header that says how long its sender is willing to wait.
 ///
-/// From a name alone: `grpc-timeout` is read as gRPC writes it, a name that ends in `-ms` in milliseconds, any other
-/// in seconds.
+/// From a name alone: `grpc-timeout` is read as gRPC writes it, a name that ends in `-ms` in milliseconds, such as
+/// Envoy's `x-envoy-expected-rq-timeout-ms`, and any other in seconds, such as `x-request-timeout` and
+/// `request-timeout`.
+///
+/// What is malformed says nothing: text, a sign, an exponent, more digits than fit. Zero is a time that has passed
+/// already, and what no clock can reach is no limit. Of several values the first counts.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,7 +51,7 @@ impl TimeoutHeader {
         Self { name, unit }
     }
 
-    /// A number of seconds, read with its fraction and written without.
+    /// A number of seconds, read with its fraction, and written with one below a second.
     pub fn seconds(name: HeaderName) -> Self {
         let unit = Unit::Seconds;
         Self { name, unit }
@@ -59,22 +63,26 @@ impl TimeoutHeader {
         match self.unit {
             Unit::Grpc => grpc(text),
             Unit::Millis => digits(text).map(Duration::from_millis),
-            Unit::Seconds => Duration::try_from_secs_f64(text.parse().ok()?).ok(),
+            Unit::Seconds => seconds(text),
         }
     }
 
-    /// Says what is left: rounded down, so that nobody further on waits longer than the sender, and at least one unit.
-    /// Allocates the value, and its place if there was none.
+    /// Says what is left: rounded down and never up, so that nobody further on waits longer than the sender. Less than a
+    /// millisecond is none where milliseconds are counted. Allocates the value, and its place if there was none.
     pub fn write(&self, headers: &mut HeaderMap, remaining: Duration) {
         let mut buffer = [0; 24];
         let mut rest = &mut buffer[..];
         let written = match self.unit {
             Unit::Grpc => {
-                let (number, unit) = finest(remaining);
+                let (number, unit) = largest(remaining);
                 write!(rest, "{number}{unit}")
             }
-            Unit::Millis => write!(rest, "{}", saturating(remaining.as_millis()).max(1)),
-            Unit::Seconds => write!(rest, "{}", remaining.as_secs().max(1)),
+            Unit::Millis => write!(rest, "{}", saturating(remaining.as_millis())),
+            // A whole second would be more than there is.
+            Unit::Seconds if remaining.as_secs() == 0 => {
+                write!(rest, "0.{:09}", remaining.subsec_nanos())
+            }
+            Unit::Seconds => write!(rest, "{}", remaining.as_secs()),
         };
         let length = 24 - rest.len();
         if let (Ok(()), Ok(value)) = (written, HeaderValue::from_bytes(&buffer[..length])) {
@@ -111,6 +119,13 @@ fn digits(text: &str) -> Option<u64> {
     all.then(|| text.parse().ok())?
 }
 
+fn seconds(text: &str) -> Option<Duration> {
+    // `parse` would take signs, exponents and words.
+    let plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+    let seconds = text.bytes().all(plain).then(|| text.parse().ok())??;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 /// PROTOCOL-HTTP2.md of gRPC: `TimeoutValue` is at most eight digits.
 fn grpc(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -126,24 +141,23 @@ fn grpc(text: &str) -> Option<Duration> {
     })
 }
 
-/// The finest unit in which eight digits are enough.
-fn finest(remaining: Duration) -> (u64, char) {
+/// The largest unit that says it exactly, otherwise the finest, in which eight digits are enough.
+fn largest(remaining: Duration) -> (u64, char) {
     const NANOS: [(u128, char); 6] = [
-        (1, 'n'),
-        (1_000, 'u'),
-        (1_000_000, 'm'),
-        (1_000_000_000, 'S'),
-        (60_000_000_000, 'M'),
         (3_600_000_000_000, 'H'),
+        (60_000_000_000, 'M'),
+        (1_000_000_000, 'S'),
+        (1_000_000, 'm'),
+        (1_000, 'u'),
+        (1, 'n'),
     ];
-    const MOST: u64 = 99_999_999;
+    const MOST: u128 = 99_999_999;
 
-    let nanos = remaining.as_nanos().max(1);
-    NANOS
-        .into_iter()
-        .map(|(unit, name)| (saturating(nanos / unit), name))
-        .find(|&(number, _)| number <= MOST)
-        .unwrap_or((MOST, 'H'))
+    let nanos = remaining.as_nanos();
+    let mut fit = NANOS.iter().filter(|(unit, _)| nanos / unit <= MOST);
+    let exact = fit.clone().find(|(unit, _)| nanos.is_multiple_of(*unit));
+    let (unit, name) = exact.or(fit.next_back()).unwrap_or(&NANOS[0]);
+    (saturating((nanos / unit).min(MOST)), *name)
 }
 
 fn saturating(number: u128) -> u64 {
@@ -216,10 +230,27 @@ mod tests {
         for text in ["1.5", "-1", "+1", "", "18446744073709551616"] {
             assert_eq!(read(&millis, text), None, "{text}");
         }
+        let envoy = TimeoutHeader::from("x-envoy-expected-rq-timeout-ms");
+        assert_eq!(read(&envoy, "0"), Some(Duration::ZERO));
+        assert_eq!(read(&envoy, "15000"), Some(Duration::from_secs(15)));
+        let plain = TimeoutHeader::from("request-timeout");
+        assert_eq!(read(&plain, "5"), Some(Duration::from_secs(5)));
         let seconds = TimeoutHeader::from("x-request-timeout");
         assert_eq!(read(&seconds, "1.5"), Some(Duration::from_millis(1500)));
         assert_eq!(read(&seconds, " 600 "), Some(Duration::from_secs(600)));
-        for text in ["-1", "NaN", "inf", "1e300", "soon"] {
+        for text in [
+            "-1",
+            "+1",
+            "NaN",
+            "inf",
+            "1e3",
+            "1e300",
+            "soon",
+            ".",
+            "1.2.3",
+            "",
+            "99999999999999999999",
+        ] {
             assert_eq!(read(&seconds, text), None, "{text}");
         }
     }
@@ -241,17 +272,29 @@ mod tests {
             let millis = TimeoutHeader::from("timeout-ms");
             millis.write(&mut headers, remaining);
             let read = millis.read(&headers).unwrap();
-            prop_assert!(read <= remaining.max(Duration::from_millis(1)));
-            prop_assert!(remaining.saturating_sub(read) < Duration::from_millis(1));
+            prop_assert!(read <= remaining);
+            prop_assert!(remaining - read < Duration::from_millis(1));
+
+            let seconds = TimeoutHeader::from("timeout");
+            seconds.write(&mut headers, remaining);
+            let read = seconds.read(&headers).unwrap();
+            prop_assert!(read <= remaining);
+            prop_assert!(remaining - read < Duration::from_secs(1));
+            prop_assert!(read == remaining || remaining >= Duration::from_secs(1));
         }
     }
 
     #[test]
     fn the_ends_of_the_range_are_written() {
         for (remaining, text) in [
-            (Duration::ZERO, "1n"),
+            (Duration::ZERO, "0H"),
             (Duration::from_nanos(99_999_999), "99999999n"),
-            (Duration::from_nanos(100_000_000), "100000u"),
+            (Duration::from_nanos(100_000_001), "100000u"),
+            (Duration::from_millis(100), "100m"),
+            (Duration::from_secs(30), "30S"),
+            (Duration::from_secs(90), "90S"),
+            (Duration::from_secs(3600), "1H"),
+            (Duration::new(3600, 1), "3600000m"),
             (Duration::MAX, "99999999H"),
         ] {
             let mut headers = HeaderMap::new();
@@ -263,5 +306,11 @@ mod tests {
         TimeoutHeader::from("timeout-ms").write(&mut headers, Duration::MAX);
         assert_eq!(headers["timeout"], u64::MAX.to_string());
         assert_eq!(headers["timeout-ms"], u64::MAX.to_string());
+
+        let little = Duration::from_micros(900);
+        TimeoutHeader::from("timeout").write(&mut headers, little);
+        TimeoutHeader::from("timeout-ms").write(&mut headers, little);
+        assert_eq!(headers["timeout"], "0.000900000");
+        assert_eq!(headers["timeout-ms"], "0");
     }
 }

@@ -39,69 +39,107 @@
 //! layer further out has put into the request's extensions. A request whose deadline has passed already is refused
 //! with [`DeadlineExceeded`](Reason::DeadlineExceeded) and never reaches the service; one that is cut off fails with
 //! [`TimedOut`](Reason::TimedOut). On request it tells the layers further in, and the next server, how much is left:
-//! see [`Propagate`].
+//! see [`Propagate`], and [`DeadlineLayer::forward`] where requests are queued or sent again in between. On request it
+//! also refuses at once what has less time left than half of the requests take: [`DeadlineLayer::refuse_below_median`].
 //!
-//! [`AttemptTimeoutLayer`] limits one attempt up to the first data of its answer. It belongs inside a retry, which
-//! then tries again.
+//! [`AttemptTimeoutLayer`] limits one attempt by any of these [`Timeouts`], each fixed or, but for the second,
+//! [`Adaptive`]: up to the first data of the answer, between data, and up to the end. It belongs inside a retry, which
+//! then tries again. [`ConnectTimeoutLayer`] goes around a connector and limits what comes before an attempt.
 //!
 //! What is limited is always polled first: what ends at the very instant of its deadline has ended in time, and of
-//! two timeouts that are due together the inner one speaks.
+//! two timeouts that are due together the inner one speaks. Within one layer it is the one that says most.
+//!
+//! A [`Handle`] shows what was ended by which limit and what the observed times are, changes durations while requests
+//! come in, and switches to a shadow, which ends nothing and counts what it would have ended.
 //!
 //! # Streaming
 //!
-//! A deadline holds for the body too: a frame that is late is an error instead, unless the body ends with it, and
-//! the inner body is dropped there and then. An attempt timeout is over with the first data that is not empty; an
-//! answer without a body is complete with its head.
+//! A deadline and a total timeout hold for the body too: a frame that is late is an error instead, unless the body ends
+//! with it, and the inner body is dropped there and then. A first-byte timeout is over with the first data that are not
+//! empty and never cuts what comes after them; an answer without a body is complete with its head. An idle timeout runs
+//! from there on, while a reader waits for data; trailers and the end stop it. [`Pings`] says whether comments of event
+//! streams are data. With `palisade_core`'s `RespondLayer` further out, a stream that is cut off ends in words that its
+//! reader understands: an event, or the status of gRPC in trailers.
 //!
 //! # Cancellation
 //!
-//! Dropping the future or the body drops the inner one, and the timer with it.
+//! Dropping the future or the body drops the inner one, and the timer with it. A request that was given up counts in no
+//! median and for no adaptive timeout.
 //!
 //! # Clones
 //!
-//! Share nothing but their counters.
+//! Share their counters, what they observe, and what a handle sets.
 //!
 //! # Errors
 //!
-//! [`Elapsed`] inside a [`Rejected`](palisade_core::reject::Rejected), as the error of the service or of the body.
+//! [`Elapsed`] or [`Hopeless`] inside a [`Rejected`](palisade_core::reject::Rejected), as the error of the service or of
+//! the body; `Elapsed` inside an [`Unsent`](palisade_core::classify::Unsent) as the error of a connector.
 //!
 //! # Metrics
 //!
-//! `palisade_deadline_elapsed_total{layer, reason}` with the feature `metrics`; the reason is `deadline_exceeded` or
-//! `timed_out`.
+//! With the feature `metrics`:
+//!
+//! - `palisade_deadline_elapsed_total{layer, reason, limit}`: the reason is `deadline_exceeded` before the call and
+//!   `timed_out` after it, the limit `deadline`, `total`, `first_byte`, `idle`, `connect` or `median`.
+//! - `palisade_deadline_shadowed_total`, with the same labels: what a shadow would have ended.
+//! - `palisade_deadline_timeout_seconds{layer, limit}`: the adaptive timeout that the last attempt got.
+//! - `palisade_deadline_median_seconds{layer}`: what the last request was measured against.
 //!
 //! # When not to use it
 //!
 //! A body that may flow for as long as its reader likes, such as a subscription, has no deadline. A service that
-//! blocks its thread cannot be cut off by any timer.
+//! blocks its thread cannot be cut off by any timer. Requests that take very differently long have no common median
+//! and no common adaptive timeout: give each kind its own layer.
 //!
 //! # Design
 //!
 //! No allocation unless [`Propagate`] asks for one. The timer is made when the inner future or body has to be
-//! waited for, so that an answer that is there at once costs one reading of the clock. A body that always has a
-//! frame at hand never lets a timer speak: therefore the clock is read with each frame that leaves the body open.
-//! Timers need a Tokio runtime.
+//! waited for, so that an answer that is there at once costs one reading of the clock; it is moved when it fires and
+//! not with each frame. A body that always has a frame at hand never lets a timer speak: therefore the clock is read
+//! with each frame that leaves the body open and could be late. Timers need a Tokio runtime.
+//!
+//! The clock of an attempt runs from its call. Envoy starts it when the request has been received, because it reads
+//! requests from slow callers; to know that here, the body of each request would have to be wrapped and watched.
+//! Inside a retry it is in memory.
+//!
+//! Quantiles come from [`Quantile`](palisade_core::quantile::Quantile): log-linear bins, 6 % wide. An attempt that was
+//! cut off is known to take longer and not how much longer; it counts double, as TCP backs off its timer (RFC 6298, 5.5),
+//! where counting its age would let a timeout choke itself. Answers that say that the service has failed are left out:
+//! an outage that fails fast would otherwise look like speed.
 
 #[cfg(doc)]
 use palisade_core::reject::Reason;
 
+mod adaptive;
 mod attempt;
 mod body;
+mod connect;
+mod deadline;
 mod error;
+mod future;
+mod handle;
 mod header;
-mod layer;
-mod limit;
+mod life;
+mod limits;
+mod median;
 mod metrics;
-mod service;
+mod samples;
+mod tally;
 mod timer;
 
 pub use self::{
-    attempt::{AttemptTimeout, AttemptTimeoutLayer},
+    adaptive::{Adaptive, Timeout},
+    attempt::{AttemptTimeout, AttemptTimeoutLayer, Timeouts},
     body::DeadlineBody,
-    error::{Awaited, Elapsed},
+    connect::{ConnectFuture, ConnectTimeout, ConnectTimeoutLayer},
+    deadline::{DeadlineLayer, DeadlineService, Deadlines, Propagate},
+    error::{Awaited, Elapsed, Hopeless, Limit},
+    future::DeadlineFuture,
+    handle::{Handle, Settings, Snapshot},
     header::TimeoutHeader,
-    layer::{DeadlineLayer, Propagate},
-    service::{DeadlineFuture, DeadlineService},
+    life::Pings,
+    median::Need,
+    tally::{Counts, Mode},
 };
 /// By when a request has to be over: put into its extensions by hand, the earlier of two holds.
 #[doc(inline)]

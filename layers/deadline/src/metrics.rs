@@ -1,4 +1,4 @@
-//! What is counted, and nothing at all without the feature `metrics`.
+//! What is reported, and nothing at all without the feature `metrics`.
 
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::Metrics;
@@ -8,56 +8,78 @@ pub(crate) use self::off::Metrics;
 
 #[cfg(feature = "metrics")]
 mod on {
-    use std::{
-        borrow::Cow,
-        sync::{Arc, OnceLock},
+    use std::{borrow::Cow, sync::OnceLock, time::Duration};
+
+    use metrics::{Counter, Gauge, counter, gauge};
+
+    use crate::{
+        error::Limit,
+        tally::{Mode, WHYS, Why},
     };
 
-    use metrics::{Counter, counter};
-    use palisade_core::reject::Reason;
-
     const ELAPSED: &str = "palisade_deadline_elapsed_total";
+    const SHADOWED: &str = "palisade_deadline_shadowed_total";
+    const TIMEOUT: &str = "palisade_deadline_timeout_seconds";
+    const MEDIAN: &str = "palisade_deadline_median_seconds";
 
-    #[derive(Clone)]
-    pub(crate) struct Metrics(Arc<Counters>);
-
-    struct Counters {
+    /// Each is registered when it is first needed.
+    #[derive(Default)]
+    pub(crate) struct Metrics {
         layer: Cow<'static, str>,
-        exceeded: OnceLock<Counter>,
-        timed_out: OnceLock<Counter>,
+        elapsed: [OnceLock<Counter>; WHYS],
+        shadowed: [OnceLock<Counter>; WHYS],
+        first_byte: OnceLock<Gauge>,
+        total: OnceLock<Gauge>,
+        median: OnceLock<Gauge>,
     }
 
     impl Metrics {
         pub(crate) fn new(layer: Cow<'static, str>) -> Self {
-            Self(Arc::new(Counters {
+            Self {
                 layer,
-                exceeded: OnceLock::new(),
-                timed_out: OnceLock::new(),
-            }))
+                ..Self::default()
+            }
         }
 
-        pub(crate) fn elapsed(&self, reason: Reason) {
-            let counters = &*self.0;
-            let once = match reason {
-                Reason::DeadlineExceeded => &counters.exceeded,
-                _ => &counters.timed_out,
+        pub(crate) fn ended(&self, why: Why, mode: Mode) {
+            let (counters, name) = match mode {
+                Mode::Enforce => (&self.elapsed, ELAPSED),
+                Mode::Shadow => (&self.shadowed, SHADOWED),
             };
-            let layer = &counters.layer;
-            once.get_or_init(
-                || counter!(ELAPSED, "layer" => layer.clone(), "reason" => reason.name()),
-            )
-            .increment(1);
+            let register = || {
+                let (reason, limit) = (why.reason().name(), why.limit());
+                counter!(name, "layer" => self.layer.clone(), "reason" => reason, "limit" => limit)
+            };
+            counters[why.index()].get_or_init(register).increment(1);
+        }
+
+        pub(crate) fn timeout(&self, limit: Limit, timeout: Duration) {
+            let once = match limit {
+                Limit::FirstByte => &self.first_byte,
+                _ => &self.total,
+            };
+            let register =
+                || gauge!(TIMEOUT, "layer" => self.layer.clone(), "limit" => limit.name());
+            once.get_or_init(register).set(timeout.as_secs_f64());
+        }
+
+        pub(crate) fn median(&self, median: Duration) {
+            let register = || gauge!(MEDIAN, "layer" => self.layer.clone());
+            let gauge = self.median.get_or_init(register);
+            gauge.set(median.as_secs_f64());
         }
     }
 }
 
 #[cfg(not(feature = "metrics"))]
 mod off {
-    use std::borrow::Cow;
+    use std::{borrow::Cow, time::Duration};
 
-    use palisade_core::reject::Reason;
+    use crate::{
+        error::Limit,
+        tally::{Mode, Why},
+    };
 
-    #[derive(Clone)]
     pub(crate) struct Metrics;
 
     impl Metrics {
@@ -65,6 +87,8 @@ mod off {
             Self
         }
 
-        pub(crate) fn elapsed(&self, _: Reason) {}
+        pub(crate) fn ended(&self, _: Why, _: Mode) {}
+        pub(crate) fn timeout(&self, _: Limit, _: Duration) {}
+        pub(crate) fn median(&self, _: Duration) {}
     }
 }

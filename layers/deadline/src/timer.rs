@@ -20,18 +20,37 @@ impl Timer {
         Self { sleep: None }
     }
 
+    /// Waits until `at`, which may move from poll to poll.
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
         let mut sleep = self.project().sleep;
         if sleep.is_none() {
             sleep.set(Some(sleep_until(at)));
         }
-        let sleep = sleep.as_pin_mut().expect("made above");
+        let mut sleep = sleep.as_pin_mut().expect("made above");
+        if sleep.deadline() > at {
+            sleep.as_mut().reset(at);
+        }
+        loop {
+            if sleep.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            if sleep.deadline() >= at {
+                return Poll::Ready(());
+            }
+            // Moved only now: a limit that moves with each frame would otherwise cost a turn of the timer each.
+            sleep.as_mut().reset(at);
+        }
         // A future that uses up the task's budget keeps Tokio's timers from speaking, and even from starting.
-        if sleep.poll(cx).is_ready() || time::now() >= at {
+        if time::now() >= at {
             Poll::Ready(())
         } else {
             Poll::Pending
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_made(&self) -> bool {
+        self.sleep.is_some()
     }
 
     pub(crate) fn stop(self: Pin<&mut Self>) {

@@ -11,7 +11,9 @@ use palisade_core::{
     BoxError,
     testing::{Answers, CountingAllocator},
 };
-use palisade_deadline::{AttemptTimeoutLayer, DeadlineLayer, Propagate, TimeoutHeader};
+use palisade_deadline::{
+    Adaptive, AttemptTimeoutLayer, DeadlineLayer, Need, Pings, Propagate, TimeoutHeader, Timeouts,
+};
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 
 use crate::support::SECOND;
@@ -45,6 +47,37 @@ async fn the_quiet_path_allocates_nothing() {
         .layer(DeadlineLayer::new(SECOND))
         .layer(AttemptTimeoutLayer::first_byte(SECOND));
     assert_eq!(cost(both).await, 0);
+    let timeouts = Timeouts::none().first_byte(SECOND).idle(SECOND);
+    let all = timeouts.total(SECOND).pings(Pings::Ignore);
+    assert_eq!(cost(AttemptTimeoutLayer::new(all)).await, 0);
+    assert_eq!(cost(AttemptTimeoutLayer::new(all).shadow()).await, 0);
+}
+
+#[tokio::test]
+async fn so_does_watching_how_long_it_takes_once_it_is_known() {
+    let adaptive = Adaptive::between(SECOND, 2 * SECOND);
+    let timeouts = Timeouts::none().first_byte(adaptive).total(adaptive);
+    let attempt = AttemptTimeoutLayer::new(timeouts);
+    let deadline = DeadlineLayer::new(SECOND).refuse_below_median(Need::Whole);
+    for _ in 0..150 {
+        // The first that is measured registers its gauge.
+        cost(&attempt).await;
+        cost(&deadline).await;
+    }
+    assert_eq!(attempt.handle().snapshot().total, Some(SECOND));
+    assert!(deadline.handle().snapshot().median.is_some());
+    assert_eq!((cost(&attempt).await, cost(&deadline).await), (0, 0));
+}
+
+#[test]
+fn what_is_there_at_once_arms_no_timer() {
+    // Tokio panics where there is no runtime that could drive one.
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    let timeouts = Timeouts::none().first_byte(SECOND).idle(SECOND);
+    let attempt = AttemptTimeoutLayer::new(timeouts.total(SECOND));
+    let mut exchange = pin!(cost((DeadlineLayer::new(SECOND), attempt)));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(exchange.as_mut().poll(&mut cx).is_ready());
 }
 
 #[tokio::test]

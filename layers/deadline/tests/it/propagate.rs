@@ -43,7 +43,7 @@ async fn the_layers_further_in_see_the_deadline() {
 async fn the_next_server_is_told_what_remains() {
     let layer = DeadlineLayer::new(SECOND).propagate(Propagate::Header(TimeoutHeader::grpc()));
     let told = seen(layer.clone(), Request::new(())).await;
-    assert_eq!(told, (Some(SECOND), Some("1000000u".into())));
+    assert_eq!(told, (Some(SECOND), Some("1S".into())));
 
     let mut request = Request::new(());
     request
@@ -53,7 +53,7 @@ async fn the_next_server_is_told_what_remains() {
         .extensions_mut()
         .insert(Deadline(time::now() + 250 * MILLI));
     let told = seen(layer, request).await;
-    assert_eq!(told, (Some(250 * MILLI), Some("250000u".into())));
+    assert_eq!(told, (Some(250 * MILLI), Some("250m".into())));
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,4 +75,29 @@ async fn without_a_limit_there_is_nothing_to_tell() {
     let layer = DeadlineLayer::from_header("grpc-timeout");
     let layer = layer.propagate(Propagate::Header(TimeoutHeader::grpc()));
     assert_eq!(seen(layer, Request::new(())).await, (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forwarded_is_what_is_left_when_it_is_sent() {
+    let sent = service_fn(async |request: Request<()>| {
+        assert_eq!(request.headers()["grpc-timeout"], "600m");
+        Ok::<_, BoxError>(Response::new(Steps::new([])))
+    });
+    let sent = DeadlineLayer::forward("grpc-timeout").layer(sent);
+    // A queue, or a retry that has waited.
+    let queue = service_fn(move |request: Request<()>| {
+        let sent = sent.clone();
+        async move {
+            tokio::time::sleep(400 * MILLI).await;
+            sent.oneshot(request).await
+        }
+    });
+    let outer = DeadlineLayer::new(SECOND).propagate(Propagate::Extension);
+    assert!(outer.layer(queue).oneshot(Request::new(())).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shadow_tells_nobody() {
+    let layer = DeadlineLayer::new(SECOND).propagate(Propagate::Header(TimeoutHeader::grpc()));
+    assert_eq!(seen(layer.shadow(), Request::new(())).await, (None, None));
 }

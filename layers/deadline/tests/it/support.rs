@@ -1,7 +1,7 @@
 use std::{
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -11,12 +11,13 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::channel::{Channel, Sender};
 use palisade_core::{
     BoxError,
     reject::{Reason, Rejected},
     testing::{Step, Steps},
 };
-use palisade_deadline::{Awaited, Elapsed};
+use palisade_deadline::{Awaited, Elapsed, Limit};
 use tower_test::mock::{Handle, Spawn};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -50,6 +51,29 @@ pub(crate) fn assert_elapsed(error: &BoxError, after: Duration, awaited: Awaited
         _ => Reason::TimedOut,
     };
     assert_eq!(Rejected::find(&**error).expect("refused").reason(), reason);
+}
+
+/// Asserts also which limit was reached.
+#[track_caller]
+pub(crate) fn assert_reached(error: &BoxError, limit: Limit, after: Duration, awaited: Awaited) {
+    assert_elapsed(error, after, awaited);
+    assert_eq!(Elapsed::find(&**error).expect("a timeout").limit, limit);
+}
+
+/// A service of one answer whose body the test writes.
+pub(crate) type Written =
+    tower::util::BoxCloneService<Request<()>, Response<Channel<Bytes, BoxError>>, BoxError>;
+
+/// Answers at once with a body that the test writes.
+pub(crate) fn written(kind: &'static str) -> (Sender<Bytes, BoxError>, Written) {
+    let (sender, body) = Channel::new(8);
+    let body = Arc::new(Mutex::new(Some(body)));
+    let service = tower::service_fn(move |_: Request<()>| {
+        let body = body.lock().unwrap().take().expect("called once");
+        let response = Response::builder().header("content-type", kind).body(body);
+        std::future::ready(Ok(response.unwrap()))
+    });
+    (sender, Written::new(service))
 }
 
 /// One poll of a body.
