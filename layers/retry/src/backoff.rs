@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-/// Delays that grow from attempt to attempt, each with its random part.
+/// Delays between attempts: a curve that grows from one to the next, and a random part.
 ///
 /// The default is 25 ms doubling up to 1 s with [`Jitter::Full`]. Clones share the source of their randomness.
 ///
@@ -21,23 +21,39 @@ use std::{
 /// use palisade_retry::{Backoff, Jitter};
 ///
 /// let second = Duration::from_secs(1);
-/// let backoff = Backoff::exponential(second, 10 * second)?.jitter(Jitter::None);
-/// let delays: Vec<_> = backoff.delays().take(6).map(|delay| delay.as_secs()).collect();
-/// assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+/// let seconds = |backoff: Backoff| -> Vec<_> {
+///     let delays = backoff.jitter(Jitter::None).delays();
+///     delays.take(6).map(|delay| delay.as_secs()).collect()
+/// };
+/// assert_eq!(seconds(Backoff::exponential(second, 10 * second)?), [1, 2, 4, 8, 10, 10]);
+/// assert_eq!(seconds(Backoff::linear(2 * second, 9 * second)?), [2, 4, 6, 8, 9, 9]);
 /// # Ok::<(), palisade_retry::InvalidBackoff>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Backoff {
-    min: Duration,
+    curve: Curve,
     max: Duration,
     jitter: Jitter,
     random: Arc<Random>,
 }
 
-/// The random part of a delay. `d` is the delay without it: `min` x 2^n, up to `max`.
+/// A delay without its random part, before it is cut to the longest.
+#[derive(Clone)]
+enum Curve {
+    /// The same each time.
+    Constant(Duration),
+    /// This much more each time.
+    Linear(Duration),
+    /// From this on twice as much each time.
+    Exponential(Duration),
+    Custom(Arc<dyn Fn(u32) -> Duration + Send + Sync>),
+}
+
+/// The random part of a delay. `d` is the delay without it: what the curve says, up to the longest.
 ///
 /// Full, equal and decorrelated are those of Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog,
-/// 2015); among them, full jitter makes the least work for the server.
+/// 2015); among them, full jitter makes the least work for the server. The decorrelated ones make their own curve: of
+/// the [`Backoff`] they take the first delay, `min`, and the longest, `max`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Jitter {
@@ -56,24 +72,57 @@ pub enum Jitter {
 }
 
 impl Backoff {
-    /// Doubles from `min` up to `max`.
+    /// Doubles from `min` up to `max`, with [`Jitter::Full`].
     ///
     /// Fails if `min` is zero or above `max`.
     pub fn exponential(min: Duration, max: Duration) -> Result<Self, InvalidBackoff> {
-        if min.is_zero() || min > max {
-            return Err(InvalidBackoff { min, max });
-        }
-        Ok(Self::new(min, max, Jitter::Full))
+        Self::growing(Curve::Exponential(min), min, max)
+    }
+
+    /// `step`, twice `step`, and so on up to `max`, with [`Jitter::Full`].
+    ///
+    /// Fails if `step` is zero or above `max`.
+    pub fn linear(step: Duration, max: Duration) -> Result<Self, InvalidBackoff> {
+        Self::growing(Curve::Linear(step), step, max)
     }
 
     /// The same `delay` each time, without jitter. Zero is at once.
     pub fn constant(delay: Duration) -> Self {
-        Self::new(delay, delay, Jitter::None)
+        Self::new(Curve::Constant(delay), delay, Jitter::None)
     }
 
-    fn new(min: Duration, max: Duration, jitter: Jitter) -> Self {
+    /// What `delay` says after each failed attempt, the first of which is 0, up to `max` and without jitter.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use palisade_retry::Backoff;
+    ///
+    /// let millis = Duration::from_millis;
+    /// let squares = Backoff::custom(millis(20), move |n| n * n * millis(1));
+    /// let delays: Vec<_> = squares.delays().take(6).collect();
+    /// assert_eq!(delays, [0, 1, 4, 9, 16, 20].map(millis));
+    /// ```
+    pub fn custom(max: Duration, delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
+        Self::new(Curve::Custom(Arc::new(delay)), max, Jitter::None)
+    }
+
+    /// 1, 2, 4, 8 and then 10 seconds each time, exactly: for jobs that have the time. Where many may fail together,
+    /// give it a [`jitter`](Self::jitter).
+    pub fn seconds() -> Self {
+        let second = Duration::from_secs(1);
+        Self::new(Curve::Exponential(second), 10 * second, Jitter::None)
+    }
+
+    fn growing(curve: Curve, min: Duration, max: Duration) -> Result<Self, InvalidBackoff> {
+        if min.is_zero() || min > max {
+            return Err(InvalidBackoff { min, max });
+        }
+        Ok(Self::new(curve, max, Jitter::Full))
+    }
+
+    fn new(curve: Curve, max: Duration, jitter: Jitter) -> Self {
         Self {
-            min,
+            curve,
             max,
             jitter,
             random: Arc::new(Random::new(RandomState::new().build_hasher().finish())),
@@ -105,22 +154,33 @@ impl Backoff {
     pub(crate) fn next(&self, progress: &mut Progress) -> Duration {
         let n = progress.taken;
         progress.taken = n.saturating_add(1);
-        let full = self
-            .min
-            .saturating_mul(2_u32.saturating_pow(n))
-            .min(self.max);
         match self.jitter {
-            Jitter::None => full,
-            Jitter::Full => full.mul_f64(self.random.unit()),
-            Jitter::Equal => full / 2 + (full / 2).mul_f64(self.random.unit()),
+            Jitter::None => self.at(n),
+            Jitter::Full => self.at(n).mul_f64(self.random.unit()),
+            Jitter::Equal => {
+                let half = self.at(n) / 2;
+                half + half.mul_f64(self.random.unit())
+            }
             Jitter::Decorrelated => {
-                let most = progress.previous.max(self.min).saturating_mul(3);
-                let span = (most - self.min).mul_f64(self.random.unit());
-                progress.previous = self.min.saturating_add(span).min(self.max);
+                let min = self.at(0);
+                let most = progress.previous.max(min).saturating_mul(3);
+                let span = (most - min).mul_f64(self.random.unit());
+                progress.previous = min.saturating_add(span).min(self.max);
                 progress.previous
             }
             Jitter::DecorrelatedV2 => self.smooth(n, progress),
         }
+    }
+
+    /// The delay without its random part.
+    fn at(&self, n: u32) -> Duration {
+        let delay = match &self.curve {
+            Curve::Constant(delay) => *delay,
+            Curve::Linear(step) => step.saturating_mul(n.saturating_add(1)),
+            Curve::Exponential(min) => min.saturating_mul(2_u32.saturating_pow(n)),
+            Curve::Custom(delay) => delay(n),
+        };
+        delay.min(self.max)
     }
 
     fn smooth(&self, n: u32, progress: &mut Progress) -> Duration {
@@ -136,18 +196,30 @@ impl Backoff {
         let height = at.exp2() * (4.0 * at).sqrt().tanh();
         let step = height - progress.height;
         progress.height = height;
-        let delay = Duration::try_from_secs_f64(step * SCALE * self.min.as_secs_f64());
+        let delay = Duration::try_from_secs_f64(step * SCALE * self.at(0).as_secs_f64());
         delay.unwrap_or(self.max).min(self.max)
     }
 }
 
 impl Default for Backoff {
     fn default() -> Self {
+        let min = Duration::from_millis(25);
         Self::new(
-            Duration::from_millis(25),
+            Curve::Exponential(min),
             Duration::from_secs(1),
             Jitter::Full,
         )
+    }
+}
+
+impl fmt::Debug for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Constant(delay) => f.debug_tuple("Constant").field(delay).finish(),
+            Self::Linear(step) => f.debug_tuple("Linear").field(step).finish(),
+            Self::Exponential(min) => f.debug_tuple("Exponential").field(min).finish(),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
     }
 }
 
@@ -184,7 +256,7 @@ pub struct InvalidBackoff {
 impl fmt::Display for InvalidBackoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { min, max } = self;
-        write!(f, "backoff cannot double from {min:?} up to {max:?}")
+        write!(f, "backoff cannot grow from {min:?} up to {max:?}")
     }
 }
 
@@ -211,118 +283,4 @@ impl Random {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const ALL: [Jitter; 5] = [
-        Jitter::Full,
-        Jitter::Equal,
-        Jitter::Decorrelated,
-        Jitter::DecorrelatedV2,
-        Jitter::None,
-    ];
-
-    fn backoff(jitter: Jitter, seed: u64) -> Backoff {
-        let backoff = Backoff::exponential(100 * MS, 2000 * MS).unwrap();
-        backoff.jitter(jitter).seed(seed)
-    }
-
-    /// The `n`th delays of many requests, sorted.
-    fn sorted(jitter: Jitter, n: usize) -> Vec<Duration> {
-        let backoff = backoff(jitter, 7);
-        let mut all: Vec<_> = (0..10_000)
-            .map(|_| backoff.delays().nth(n).unwrap())
-            .collect();
-        all.sort_unstable();
-        all
-    }
-
-    #[test]
-    fn a_backoff_that_cannot_grow_is_an_error() {
-        for (min, max) in [(Duration::ZERO, MS), (2 * MS, MS)] {
-            let error = Backoff::exponential(min, max).unwrap_err();
-            assert_eq!(error, InvalidBackoff { min, max });
-        }
-        let error = Backoff::exponential(2 * MS, MS).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "backoff cannot double from 2ms up to 1ms"
-        );
-    }
-
-    #[test]
-    fn full_jitter_is_even_between_zero_and_the_delay() {
-        for (n, full) in [(0, 100 * MS), (2, 400 * MS), (9, 2000 * MS)] {
-            let all = sorted(Jitter::Full, n);
-            assert!(all[0] < full / 100 && all[9_999] < full && all[9_999] > full * 99 / 100);
-            let median = all[5_000];
-            assert!(
-                median > full * 48 / 100 && median < full * 52 / 100,
-                "{median:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn equal_jitter_waits_at_least_half() {
-        let all = sorted(Jitter::Equal, 1);
-        assert!(all[0] >= 100 * MS && all[0] < 102 * MS);
-        assert!(all[9_999] < 200 * MS && all[9_999] > 198 * MS);
-    }
-
-    #[test]
-    fn decorrelated_jitter_grows_from_the_delay_before() {
-        let backoff = backoff(Jitter::Decorrelated, 7);
-        let mut before = 100 * MS;
-        for delay in backoff.delays().take(10_000) {
-            assert!(delay >= 100 * MS && delay <= (3 * before).min(2000 * MS));
-            before = delay;
-        }
-    }
-
-    #[test]
-    fn the_second_decorrelated_jitter_has_its_first_median_at_the_shortest_delay() {
-        let median = sorted(Jitter::DecorrelatedV2, 0)[5_000];
-        assert!(median > 85 * MS && median < 115 * MS, "{median:?}");
-    }
-
-    #[test]
-    fn a_constant_delay_is_constant_and_may_be_zero() {
-        for delay in [Duration::ZERO, 5 * MS] {
-            let delays: Vec<_> = Backoff::constant(delay).delays().take(3).collect();
-            assert_eq!(delays, [delay; 3]);
-        }
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_delays_and_none_gives_others() {
-        for jitter in ALL {
-            let take = |backoff: Backoff| backoff.delays().take(8).collect::<Vec<_>>();
-            assert_eq!(take(backoff(jitter, 1)), take(backoff(jitter, 1)));
-            if jitter != Jitter::None {
-                assert_ne!(take(backoff(jitter, 1)), take(backoff(jitter, 2)));
-                let random = || Backoff::default().jitter(jitter);
-                assert_ne!(take(random()), take(random()));
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_delay_is_above_the_longest_and_nothing_overflows(
-            min in 1_u64.., more in 0_u64.., seed: u64, which in 0..ALL.len(),
-        ) {
-            let min = Duration::from_nanos(min);
-            let max = min.saturating_add(Duration::from_secs(more));
-            let backoff = Backoff::exponential(min, max).unwrap().jitter(ALL[which]).seed(seed);
-            for delay in backoff.delays().take(100) {
-                prop_assert!(delay <= max);
-            }
-            let huge = Backoff::exponential(min, Duration::MAX).unwrap().jitter(ALL[which]);
-            prop_assert!(huge.delays().nth(5_000).is_some());
-        }
-    }
-}
+mod tests;

@@ -1,15 +1,16 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use palisade_core::{
-    classify::{Classify, Http, Verdict},
+    classify::{Classify, Http, Sse, Verdict},
     head::ResponseHead,
 };
 use tower_layer::Layer;
 
 use crate::{
-    backoff::Backoff,
+    backoff::{Backoff, Jitter},
     budget::Budget,
-    handle::{Handle, Stats},
+    handle::{Handle, Mode, ModeCell, Stats},
+    limits::Limits,
     metrics::Metrics,
     policy::{Policy, Repeatable},
     service::Retry,
@@ -52,11 +53,37 @@ impl RetryLayer {
                 condition: None,
                 replay_up_to: 64 * 1024,
                 wait_up_to: Duration::from_secs(30),
+                limits: Limits::default(),
+                mode: Arc::default(),
                 stats: Arc::new(Stats::default()),
                 metrics: Metrics::new("retry".into()),
             }),
             classify: Http,
         }
+    }
+}
+
+impl RetryLayer<Sse> {
+    /// For language models: [completions](Repeatable::completions) too are retried, streams of them until their first
+    /// data; half a second doubling up to 8 s, a wait of up to a minute when the model asks for one, and prompts of up to
+    /// 1 MiB. As the clients of the vendors have it, but with a budget.
+    ///
+    /// ```
+    /// use palisade_core::cost::Cost;
+    /// use palisade_retry::{Budget, RetryLayer};
+    ///
+    /// let thousand = Cost::new(1_000.0).expect("above zero");
+    /// let layer = RetryLayer::completions().budget(Budget::percent(20).weighted(thousand));
+    /// # assert_eq!(layer.handle().snapshot().budget_left, Some(100));
+    /// ```
+    pub fn completions() -> Self {
+        let (min, max) = (Duration::from_millis(500), Duration::from_secs(8));
+        let backoff = Backoff::exponential(min, max).unwrap_or_default();
+        RetryLayer::new(backoff.jitter(Jitter::Equal))
+            .repeat(Repeatable::completions())
+            .wait_up_to(Duration::from_secs(60))
+            .replay_up_to(1024 * 1024)
+            .classify(Sse)
     }
 }
 
@@ -115,6 +142,35 @@ impl<C: Classify> RetryLayer<C> {
         self
     }
 
+    /// Gives up on an attempt that has no answer after this long, as timed out; unlimited otherwise.
+    ///
+    /// Its answer is what is passed on: its head, of an event stream that is read its first data. What follows may take
+    /// as long as it will.
+    #[must_use]
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.policy_mut().limits.attempt = Some(limit);
+        self
+    }
+
+    /// Gives up on a request whose attempts and the waits between them have led to no answer after this long; unlimited
+    /// otherwise.
+    ///
+    /// No attempt is begun that would not be over by then, going by how long those that were answered took of late: what
+    /// there is by now is the answer. The same goes for the [`Deadline`](palisade_core::deadline::Deadline) of a request,
+    /// which cuts nothing off here: whoever put it there does.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.policy_mut().limits.overall = Some(limit);
+        self
+    }
+
+    /// Whether it does what it decides; [`Handle::set_mode`] changes that later on.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.policy_mut().mode = Arc::new(ModeCell::new(mode));
+        self
+    }
+
     /// Names the layer in metrics; `retry` otherwise.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -133,7 +189,13 @@ impl<C: Classify> RetryLayer<C> {
 
     /// Looks at it from outside.
     pub fn handle(&self) -> Handle {
-        Handle::new(self.policy.stats.clone(), self.policy.budget.clone())
+        let Policy {
+            stats,
+            budget,
+            mode,
+            ..
+        } = &*self.policy;
+        Handle::new(stats.clone(), budget.clone(), mode.clone())
     }
 
     /// Own settings for this clone from here on.

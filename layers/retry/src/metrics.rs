@@ -13,12 +13,14 @@ mod on {
         sync::{Arc, OnceLock},
     };
 
-    use metrics::{Counter, counter};
+    use metrics::{Counter, Gauge, counter, gauge};
     use palisade_core::classify::Verdict;
 
     use crate::policy::Exhausted;
 
     const RETRIES: &str = "palisade_retry_retries_total";
+    const SHADOWED: &str = "palisade_retry_shadowed_total";
+    const BUDGET_LEFT: &str = "palisade_retry_budget_left";
     const EXHAUSTED: &str = "palisade_retry_exhausted_total";
 
     #[derive(Clone)]
@@ -26,41 +28,53 @@ mod on {
 
     struct Counters {
         layer: Cow<'static, str>,
-        failure: OnceLock<Counter>,
-        overload: OnceLock<Counter>,
-        caller_fault: OnceLock<Counter>,
-        timed_out: OnceLock<Counter>,
-        unsent: OnceLock<Counter>,
+        retries: ByVerdict,
+        shadowed: ByVerdict,
         exhausted: [OnceLock<Counter>; Exhausted::ALL.len()],
+        budget_left: OnceLock<Gauge>,
+    }
+
+    /// One for each verdict that is ever retried, registered when it is first needed.
+    #[derive(Default)]
+    struct ByVerdict([OnceLock<Counter>; 5]);
+
+    impl ByVerdict {
+        fn count(&self, name: &'static str, layer: &str, verdict: Verdict) {
+            let at = match verdict {
+                Verdict::Overload { .. } => 1,
+                Verdict::CallerFault => 2,
+                Verdict::TimedOut => 3,
+                Verdict::Unsent => 4,
+                _ => 0,
+            };
+            let register =
+                || counter!(name, "layer" => layer.to_owned(), "verdict" => verdict.name());
+            self.0[at].get_or_init(register).increment(1);
+        }
     }
 
     impl Metrics {
         pub(crate) fn new(layer: Cow<'static, str>) -> Self {
             Self(Arc::new(Counters {
                 layer,
-                failure: OnceLock::new(),
-                overload: OnceLock::new(),
-                caller_fault: OnceLock::new(),
-                timed_out: OnceLock::new(),
-                unsent: OnceLock::new(),
+                retries: ByVerdict::default(),
+                shadowed: ByVerdict::default(),
                 exhausted: Default::default(),
+                budget_left: OnceLock::new(),
             }))
         }
 
         pub(crate) fn retry(&self, verdict: Verdict) {
-            let counters = &*self.0;
-            let once = match verdict {
-                Verdict::Overload { .. } => &counters.overload,
-                Verdict::CallerFault => &counters.caller_fault,
-                Verdict::TimedOut => &counters.timed_out,
-                Verdict::Unsent => &counters.unsent,
-                _ => &counters.failure,
-            };
-            let layer = &counters.layer;
-            once.get_or_init(
-                || counter!(RETRIES, "layer" => layer.clone(), "verdict" => verdict.name()),
-            )
-            .increment(1);
+            self.0.retries.count(RETRIES, &self.0.layer, verdict);
+        }
+
+        pub(crate) fn shadowed(&self, verdict: Verdict) {
+            self.0.shadowed.count(SHADOWED, &self.0.layer, verdict);
+        }
+
+        pub(crate) fn budget_left(&self, attempts: f64) {
+            let register = || gauge!(BUDGET_LEFT, "layer" => self.0.layer.clone());
+            self.0.budget_left.get_or_init(register).set(attempts);
         }
 
         pub(crate) fn exhausted(&self, why: Exhausted) {
@@ -93,6 +107,10 @@ mod off {
         }
 
         pub(crate) fn retry(&self, _: Verdict) {}
+
+        pub(crate) fn shadowed(&self, _: Verdict) {}
+
+        pub(crate) fn budget_left(&self, _: f64) {}
 
         pub(crate) fn exhausted(&self, _: Exhausted) {}
     }

@@ -11,17 +11,19 @@ use palisade_core::{
     classify::{Judge, Verdict},
     deadline::Deadline,
     head::{RequestHead, ResponseHead},
+    peek::{Peeked, PeekedBody, drain},
     reject::Rejected,
+    replay::{ReplayBody, Tape},
     time,
 };
 use tokio::time::Instant;
 
 use crate::{
     backoff::Progress,
-    body::{Peeked, RetryBody, drain},
-    handle::count,
+    budget::Purse,
+    handle::{Mode, count},
+    limits::{Now, Until},
     policy::{Exhausted, GRPC_PUSHBACK, Outcome, Policy, Repeat, SHOULD_RETRY},
-    replay::{ReplayBody, Tape},
 };
 
 const ATTEMPT: HeaderName = HeaderName::from_static("x-attempt");
@@ -37,6 +39,11 @@ pub(crate) struct Plan<S, C, B> {
     head: Request<()>,
     pub(crate) body: Tape<B>,
     attempts: Attempts,
+    purse: Purse,
+    /// No attempt begins that would not be over by then: the deadline of the layer, or the caller's.
+    deadline: Option<Instant>,
+    /// When the attempt that runs began, if that matters.
+    since: Option<Instant>,
     /// The number of the attempt that runs, or is next.
     attempt: u32,
     progress: Progress,
@@ -61,12 +68,19 @@ impl<S, C, B: Body> Plan<S, C, B> {
         classify: &C,
         policy: &Arc<Policy>,
         repeat: Repeat,
+        purse: Purse,
+        until: &Until,
         mut request: Request<B>,
     ) -> (Self, Request<ReplayBody<B>>)
     where
         C: Clone,
     {
         let head = RequestHead::from(&request).to_request();
+        let theirs = head
+            .extensions()
+            .get::<Deadline>()
+            .map(|deadline| deadline.0);
+        let deadline = [theirs, until.over()].into_iter().flatten().min();
         // For a balancer further in; a layer further out may have put them there already.
         let attempts = request.extensions_mut().get_or_insert_default::<Attempts>();
         let attempts = attempts.clone();
@@ -81,12 +95,29 @@ impl<S, C, B: Body> Plan<S, C, B> {
             head,
             body,
             attempts,
+            purse,
+            deadline,
+            since: None,
             attempt: 1,
             progress: Progress::default(),
             because: Verdict::Success,
             was_unsent: false,
         };
         (plan, request)
+    }
+
+    /// An attempt begins.
+    pub(crate) fn begin(&mut self, now: &Now) {
+        self.since = self.deadline.map(|_| **now);
+        self.purse.spend();
+    }
+
+    /// The attempt has its answer.
+    fn answered(&mut self) {
+        if let Some(since) = self.since.take() {
+            let took = time::now().saturating_duration_since(since);
+            self.policy.stats.typical.record(took);
+        }
     }
 
     /// The request of another attempt.
@@ -106,7 +137,17 @@ impl<S, C, B: Body> Plan<S, C, B> {
         if self.attempts.gave_up() || !self.policy.wants(self.repeat, outcome) {
             return Next::Pass;
         }
+        let mode = self.policy.mode.get();
+        if mode == Mode::Off {
+            return Next::Pass;
+        }
         match self.another(outcome) {
+            Ok(_) if mode == Mode::Shadow => {
+                self.purse.spend();
+                count(&self.policy.stats.shadowed);
+                self.policy.metrics.shadowed(outcome.verdict);
+                Next::Pass
+            }
             Ok(at) => {
                 self.attempt += 1;
                 self.because = outcome.verdict;
@@ -117,6 +158,9 @@ impl<S, C, B: Body> Plan<S, C, B> {
             Err(why) => {
                 count(&self.policy.stats.exhausted);
                 self.policy.metrics.exhausted(why);
+                if mode == Mode::Shadow {
+                    return Next::Pass;
+                }
                 if why.is_final() {
                     // For a layer further out, which can read no mark on an error that is not ours.
                     self.attempts.give_up();
@@ -139,15 +183,21 @@ impl<S, C, B: Body> Plan<S, C, B> {
         self.was_unsent |= unsent;
         let delay = match outcome.hint() {
             Some(hint) if hint > self.policy.wait_up_to => return Err(Exhausted::Delay),
-            Some(hint) => hint,
+            Some(hint) => {
+                // What follows it begins anew, says gRFC A6.
+                self.progress = Progress::default();
+                hint
+            }
             // The service has not seen it, so there is nothing to recover from.
             None if free => Duration::ZERO,
             None => self.policy.backoff.next(&mut self.progress),
         };
         let at = time::now().checked_add(delay).ok_or(Exhausted::Delay)?;
-        let deadline = self.head.extensions().get::<Deadline>();
-        if deadline.is_some_and(|&Deadline(deadline)| deadline <= at) {
-            return Err(Exhausted::Deadline);
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(at);
+            if left.is_zero() || left < self.policy.stats.typical.get() {
+                return Err(Exhausted::Deadline);
+            }
         }
         let at = Some(at).filter(|_| !delay.is_zero());
         let cost = match outcome.verdict {
@@ -156,11 +206,10 @@ impl<S, C, B: Body> Plan<S, C, B> {
             Verdict::TimedOut => 2,
             _ => 1,
         };
-        if self.policy.budget.withdraw(cost) {
-            Ok(at)
-        } else {
-            Err(Exhausted::Budget)
-        }
+        let taken = self.purse.take(cost);
+        let (Ok(left) | Err(left)) = taken;
+        self.policy.paid(left);
+        taken.map(|_| at).map_err(|_| Exhausted::Budget)
     }
 
     fn is_grpc(&self) -> bool {
@@ -185,7 +234,7 @@ impl<S, C, B: Body> Plan<S, C, B> {
 
 /// What an attempt has led to.
 pub(crate) enum Step<J, R> {
-    Done(Result<Response<RetryBody<R>>, BoxError>),
+    Done(Result<Response<PeekedBody<R>>, BoxError>),
     Peek(Peek<J, R>),
     Wait(Option<Instant>),
 }
@@ -207,13 +256,17 @@ impl<S, C, B: Body> Plan<S, C, B> {
         };
         let head = ResponseHead::from(&response);
         let Some(verdict) = judge.head(&head) else {
-            if J::READS_DATA && is_event_stream(&head) && !response.body().is_end_stream() {
+            if J::READS_DATA && head.is_event_stream() && !response.body().is_end_stream() {
                 let (head, body) = response.into_parts();
                 let body = Peeked::new(body);
                 return Step::Peek(Peek { head, body, judge });
             }
-            return Step::Done(Ok(response.map(RetryBody::plain)));
+            self.answered();
+            return Step::Done(Ok(response.map(PeekedBody::plain)));
         };
+        if verdict == Verdict::Success {
+            self.answered();
+        }
         let outcome = Outcome {
             verdict,
             answer: Some(&head),
@@ -227,10 +280,10 @@ impl<S, C, B: Body> Plan<S, C, B> {
                 return Step::Wait(at);
             }
         }
-        Step::Done(Ok(response.map(RetryBody::plain)))
+        Step::Done(Ok(response.map(PeekedBody::plain)))
     }
 
-    fn failed<J: Judge, R>(&mut self, judge: &mut J, mut error: BoxError) -> Step<J, R> {
+    pub(crate) fn failed<J: Judge, R>(&mut self, judge: &mut J, mut error: BoxError) -> Step<J, R> {
         let outcome = Outcome {
             verdict: judge.error(&*error),
             answer: None,
@@ -253,6 +306,9 @@ impl<S, C, B: Body> Plan<S, C, B> {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
+        if verdict.is_none_or(|verdict| verdict == Verdict::Success) {
+            self.answered();
+        }
         let mut response = Response::from_parts(peek.head, ());
         let next = verdict.map_or(Next::Pass, |verdict| {
             self.next(&Outcome {
@@ -269,7 +325,7 @@ impl<S, C, B: Body> Plan<S, C, B> {
                 return Step::Wait(at);
             }
         }
-        Step::Done(Ok(response.map(|()| RetryBody::peeked(peek.body))))
+        Step::Done(Ok(response.map(|()| PeekedBody::peeked(peek.body))))
     }
 }
 
@@ -278,9 +334,4 @@ pub(crate) struct Peek<J, R> {
     head: response::Parts,
     pub(crate) body: Peeked<R>,
     pub(crate) judge: J,
-}
-
-fn is_event_stream(head: &ResponseHead<'_>) -> bool {
-    let kind = head.headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use palisade_core::{
     classify::Verdict,
     head::{RequestHead, ResponseHead},
@@ -11,7 +11,13 @@ use palisade_core::{
     time::wall_clock,
 };
 
-use crate::{backoff::Backoff, budget::Budget, handle::Stats, metrics::Metrics};
+use crate::{
+    backoff::Backoff,
+    budget::Budget,
+    handle::{Mode, ModeCell, Stats},
+    limits::Limits,
+    metrics::Metrics,
+};
 
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 pub(crate) const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
@@ -45,6 +51,35 @@ impl Repeatable {
     /// ```
     pub fn when(may_repeat: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         Self::When(Arc::new(may_repeat))
+    }
+
+    /// GET and the like, and POST to where completions, embeddings and messages of language models are asked for: paths
+    /// as those of OpenAI, Anthropic and Gemini.
+    ///
+    /// A completion changes nothing, so that it may be asked for again until its first byte. What is lost with an attempt
+    /// that has already begun is tokens, for which a [budget](crate::Budget::weighted) can count them.
+    ///
+    /// ```
+    /// use palisade_retry::Repeatable;
+    ///
+    /// # assert!(format!("{:?}", Repeatable::completions()).contains("When"));
+    /// let layer = palisade_retry::RetryLayer::default().repeat(Repeatable::completions());
+    /// ```
+    pub fn completions() -> Self {
+        const ENDS: [&str; 7] = [
+            "/completions",
+            "/v1/messages",
+            "/responses",
+            "/embeddings",
+            "/rerank",
+            ":generateContent",
+            ":streamGenerateContent",
+        ];
+        Self::when(|head| {
+            let path = head.uri.path();
+            let asks = || ENDS.iter().any(|end| path.ends_with(end));
+            idempotent(head) || (head.method == Method::POST && asks())
+        })
     }
 
     pub(crate) fn allows(&self, head: &RequestHead<'_>) -> Repeat {
@@ -129,16 +164,33 @@ pub(crate) struct Policy {
     pub(crate) condition: Option<Arc<Condition>>,
     pub(crate) replay_up_to: usize,
     pub(crate) wait_up_to: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) mode: Arc<ModeCell>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) metrics: Metrics,
 }
 
 impl Policy {
+    /// Limits on time, unless nothing may be cut off.
+    pub(crate) fn limits(&self) -> Limits {
+        match self.mode.get() {
+            Mode::Enforce | Mode::Off => self.limits,
+            Mode::Shadow => Limits::default(),
+        }
+    }
+
     pub(crate) fn repeat(&self, head: &RequestHead<'_>) -> Repeat {
-        if self.attempts < 2 {
+        if self.attempts < 2 || self.mode.get() == Mode::Off {
             return Repeat::Never;
         }
         self.repeatable.allows(head)
+    }
+
+    /// Shows what is left, when that was looked up.
+    pub(crate) fn paid(&self, left: Option<f64>) {
+        if let Some(left) = left {
+            self.metrics.budget_left(left);
+        }
     }
 
     /// Whether this is something to retry at all, be it possible or not.

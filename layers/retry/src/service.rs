@@ -12,17 +12,19 @@ use palisade_core::{
     BoxError,
     classify::{Classify, Http},
     head::RequestHead,
+    peek::PeekedBody,
+    replay::ReplayBody,
+    time,
 };
 use pin_project::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 use tower_service::Service;
 
 use crate::{
-    body::RetryBody,
     handle::count,
+    limits::{Now, Until},
     plan::{Peek, Plan, Step},
     policy::{Policy, Repeat},
-    replay::ReplayBody,
 };
 
 /// A service whose failed attempts are made again.
@@ -53,7 +55,7 @@ where
     R: Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
-    type Response = Response<RetryBody<R>>;
+    type Response = Response<PeekedBody<R>>;
     type Error = BoxError;
     type Future = RetryFuture<S, C, B, R>;
 
@@ -64,21 +66,40 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         count(&policy.stats.requests);
-        policy.budget.deposit();
-        let repeat = policy.repeat(&RequestHead::from(&request));
+        let (now, head) = (Now::new(time::now), RequestHead::from(&request));
+        let until = Until::new(policy.limits(), &now);
+        let repeat = policy.repeat(&head);
         if repeat == Repeat::Never {
+            policy.paid(policy.budget.pay_for(&head));
+            let timer = until.attempt(&now).map(sleep_until);
             let inner = self.inner.call(request.map(ReplayBody::plain));
+            let state = State::Called { inner, judge: None };
             return RetryFuture {
-                state: State::Called { inner, judge: None },
+                state,
+                timer,
+                until,
                 plan: None,
             };
         }
+        let purse = policy.budget.purse(&head);
+        policy.paid(purse.pay());
         let clone = self.inner.clone();
         // The one that was ready is the one that is called.
         let service = mem::replace(&mut self.inner, clone);
-        let (mut plan, request) = Plan::new(service, &self.classify, policy, repeat, request);
+        let (mut plan, request) = Plan::new(
+            service,
+            &self.classify,
+            policy,
+            repeat,
+            purse,
+            &until,
+            request,
+        );
+        let timer = until.attempt(&now).map(sleep_until);
         RetryFuture {
-            state: plan.call(request),
+            state: plan.call(request, &now),
+            timer,
+            until,
             plan: Some(plan),
         }
     }
@@ -90,17 +111,22 @@ where
     C: Classify,
     B: Body,
 {
-    fn call(&mut self, request: Request<ReplayBody<B>>) -> State<S::Future, C::Judge, R> {
+    fn call(
+        &mut self,
+        request: Request<ReplayBody<B>>,
+        now: &Now,
+    ) -> State<S::Future, C::Judge, R> {
+        self.begin(now);
         let judge = Some(self.classify.start(&RequestHead::from(&request)));
         let inner = self.service.call(request);
         State::Called { inner, judge }
     }
 
-    fn call_again(&mut self) -> State<S::Future, C::Judge, R> {
+    fn call_again(&mut self, now: &Now) -> State<S::Future, C::Judge, R> {
         count(&self.policy.stats.retries);
         self.policy.metrics.retry(self.because);
         let request = self.request();
-        self.call(request)
+        self.call(request, now)
     }
 }
 
@@ -113,6 +139,10 @@ where
 {
     #[pin]
     state: State<S::Future, C::Judge, R>,
+    /// The end of the wait, or of the time that what runs is given.
+    #[pin]
+    timer: Option<Sleep>,
+    until: Until,
     /// `None` when the request may not be sent again, or will not.
     plan: Option<Plan<S, C, B>>,
 }
@@ -128,19 +158,9 @@ enum State<F, J, R> {
     Peeking {
         peek: Option<Peek<J, R>>,
     },
-    Waiting {
-        #[pin]
-        sleep: Sleep,
-    },
+    Waiting,
     Readying,
-}
-
-impl<F, J, R> State<F, J, R> {
-    fn wait(until: Option<Instant>) -> Self {
-        until.map_or(Self::Readying, |at| Self::Waiting {
-            sleep: sleep_until(at),
-        })
-    }
+    Over,
 }
 
 impl<S, C, B, R> Future for RetryFuture<S, C, B, R>
@@ -153,60 +173,101 @@ where
     R: Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
-    type Output = Result<Response<RetryBody<R>>, BoxError>;
+    type Output = Result<Response<PeekedBody<R>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut state = this.state;
+        let (mut state, mut timer, plan) = (this.state, this.timer, this.plan);
         loop {
-            let next = match state.as_mut().project() {
+            // What is awaited is asked before the clock: at the same instant it is not too late.
+            let step = match state.as_mut().project() {
                 StateProj::Called { inner, judge } => {
-                    let answer = ready!(inner.poll(cx)).map_err(Into::into);
-                    // Out of the future, so that nobody asks a judge that has panicked.
-                    let Some((plan, judge)) = this.plan.as_mut().zip(judge.take()) else {
-                        return Poll::Ready(answer.map(|answer| answer.map(RetryBody::plain)));
+                    let answer = match inner.poll(cx) {
+                        Poll::Ready(answer) => answer.map_err(Into::into),
+                        Poll::Pending => {
+                            ready!(poll_timer(timer.as_mut(), cx));
+                            Err(this.until.elapsed())
+                        }
                     };
-                    match plan.heard(judge, answer) {
-                        Step::Done(answer) => return Poll::Ready(finish(this.plan, answer)),
-                        Step::Peek(peek) => State::Peeking { peek: Some(peek) },
-                        Step::Wait(until) => State::wait(until),
+                    // Out of the future, so that nobody asks a judge that has panicked.
+                    match plan.as_mut().zip(judge.take()) {
+                        Some((plan, judge)) => plan.heard(judge, answer),
+                        None => Step::Done(answer.map(|answer| answer.map(PeekedBody::plain))),
                     }
                 }
                 StateProj::Peeking { peek: slot } => {
                     let peek = slot.as_mut().expect("polled after a panic");
-                    let verdict = ready!(peek.body.poll(cx, &mut peek.judge));
-                    let (peek, plan) = (slot.take(), this.plan.as_mut());
-                    let (peek, plan) = peek.zip(plan).expect("a plan is there until the end");
-                    match plan.peeked(peek, verdict) {
-                        Step::Done(answer) => return Poll::Ready(finish(this.plan, answer)),
-                        Step::Peek(peek) => State::Peeking { peek: Some(peek) },
-                        Step::Wait(until) => State::wait(until),
+                    let verdict = match peek.body.poll(cx, &mut peek.judge) {
+                        Poll::Ready(verdict) => Ok(verdict),
+                        Poll::Pending => {
+                            ready!(poll_timer(timer.as_mut(), cx));
+                            Err(this.until.elapsed())
+                        }
+                    };
+                    let (peek, plan) = (slot.take(), plan.as_mut());
+                    let (mut peek, plan) = peek.zip(plan).expect("a plan is there until the end");
+                    match verdict {
+                        Ok(verdict) => plan.peeked(peek, verdict),
+                        Err(error) => plan.failed(&mut peek.judge, error),
                     }
                 }
-                StateProj::Waiting { sleep } => {
-                    ready!(sleep.poll(cx));
-                    State::Readying
+                StateProj::Waiting => {
+                    ready!(poll_timer(timer.as_mut(), cx));
+                    timer.set(this.until.over().map(sleep_until));
+                    state.set(State::Readying);
+                    continue;
                 }
                 StateProj::Readying => {
-                    let plan = this.plan.as_mut().expect("polled after completion");
-                    match ready!(plan.service.poll_ready(cx)) {
-                        Ok(()) => plan.call_again(),
+                    let again = plan.as_mut().expect("a plan is there until the end");
+                    match again.service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {
+                            let now = Now::new(time::now);
+                            timer.set(this.until.attempt(&now).map(sleep_until));
+                            state.set(again.call_again(&now));
+                            continue;
+                        }
                         // A service that cannot become ready is done for, says Tower.
-                        Err(error) => return Poll::Ready(finish(this.plan, Err(error.into()))),
+                        Poll::Ready(Err(error)) => Step::Done(Err(error.into())),
+                        Poll::Pending => {
+                            ready!(poll_timer(timer.as_mut(), cx));
+                            Step::Done(Err(this.until.elapsed()))
+                        }
                     }
                 }
+                StateProj::Over => panic!("polled after completion"),
             };
-            state.set(next);
+            match step {
+                Step::Peek(peek) => state.set(State::Peeking { peek: Some(peek) }),
+                Step::Wait(Some(at)) => {
+                    // Drops what is left of the attempt: before the wait, and before another one begins.
+                    state.set(State::Waiting);
+                    timer.set(Some(sleep_until(at)));
+                }
+                Step::Wait(None) => {
+                    state.set(State::Readying);
+                    timer.set(this.until.over().map(sleep_until));
+                }
+                Step::Done(answer) => {
+                    state.set(State::Over);
+                    timer.set(None);
+                    // There will be no other attempt: one that was answered keeps the request's body.
+                    if let Some(plan) = plan.take()
+                        && answer.is_ok()
+                    {
+                        plan.body.leave();
+                    }
+                    return Poll::Ready(answer);
+                }
+            }
         }
     }
 }
 
-/// There will be no other attempt: the one that was made keeps the request's body.
-fn finish<S, C, B: Body, T>(plan: &mut Option<Plan<S, C, B>>, answer: T) -> T {
-    if let Some(plan) = plan.take() {
-        plan.body.leave();
-    }
-    answer
+/// Never ready if there is none.
+fn poll_timer(timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<()> {
+    timer
+        .as_pin_mut()
+        .map_or(Poll::Pending, |timer| timer.poll(cx))
 }
 
 impl<S: fmt::Debug, C: fmt::Debug> fmt::Debug for Retry<S, C> {

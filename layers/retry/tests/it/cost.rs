@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
@@ -5,9 +7,11 @@ use http_body_util::{BodyExt, Empty, Full};
 use palisade_core::{
     BoxError,
     classify::{Classify, Sse},
+    cost::Cost,
+    key,
     testing::{Answers, CountingAllocator},
 };
-use palisade_retry::{Repeatable, RetryLayer};
+use palisade_retry::{Budget, Mode, Repeatable, RetryLayer};
 use tower::{Layer, Service};
 
 use crate::support::layer;
@@ -59,6 +63,14 @@ async fn a_request_that_may_not_be_repeated_allocates_nothing() {
     assert_eq!(cost(layer().attempts(1), get).await, 0);
     let never = layer().repeat(Repeatable::when(|_| false));
     assert_eq!(cost(never, get).await, 0);
+    let limited = layer()
+        .attempt_timeout(Duration::from_secs(60))
+        .within(Duration::from_secs(90));
+    assert_eq!(cost(limited, post).await, 0);
+    let keyed = Budget::percent(20).per(key::header("content-type"));
+    assert_eq!(cost(layer().budget(keyed), post).await, 0);
+    let off = layer().mode(Mode::Off);
+    assert_eq!(cost(off, get).await, 0);
 }
 
 #[tokio::test]
@@ -72,4 +84,10 @@ async fn a_request_that_may_be_repeated_allocates_what_its_parts_cost() {
     // What attempts share of the body; not read here.
     let put = || with(Method::PUT, &["content-type"], hello());
     assert_eq!(cost(layer(), put).await, 4 + 2 + 1);
+    // Limits and budgets of whatever kind add nothing.
+    let limited = layer().attempt_timeout(Duration::from_secs(60));
+    let limited = limited.within(Duration::from_secs(90));
+    let thousand = Cost::new(1000.0).unwrap();
+    let budget = Budget::percent(20).weighted(thousand).per(key::path());
+    assert_eq!(cost(limited.budget(budget), bare).await, 4);
 }

@@ -18,7 +18,7 @@ use palisade_retry::ReplayBody;
 use proptest::prelude::*;
 use tower::{Layer, ServiceExt};
 
-use crate::support::{Backend, Line, echoes, layer, send, status, text};
+use crate::support::{Backend, Line, SECOND, echoes, layer, send, status, text};
 
 /// Reads this many frames, writes down what they held, and answers.
 fn reads<B>(frames: usize, read: &Arc<Mutex<Vec<Vec<Bytes>>>>, status: u16) -> Line<B>
@@ -235,5 +235,75 @@ impl Body for Frames {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
+    }
+}
+
+/// Bytes that tell while they are held.
+struct Counted {
+    bytes: Vec<u8>,
+    _alive: Arc<()>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_is_given_back_with_the_head_of_the_answer() {
+    let alive = Arc::new(());
+    let frame = || {
+        Bytes::from_owner(Counted {
+            bytes: vec![b'x'; 1000],
+            _alive: alive.clone(),
+        })
+    };
+    let held: Arc<Mutex<Vec<ReplayBody<Frames>>>> = Arc::default();
+    // Reads seven frames and fails; then five and answers, while its body is still to be sent, as over HTTP/2.
+    let line = |frames: usize, status: u16| -> Line<Frames> {
+        let held = held.clone();
+        Arc::new(move |request| {
+            let held = held.clone();
+            Box::pin(async move {
+                let mut body = request.into_body();
+                for _ in 0..frames {
+                    body.frame().await.unwrap()?;
+                }
+                held.lock().unwrap().push(body);
+                Ok(Response::builder().status(status).body(Steps::new([]))?)
+            })
+        })
+    };
+    let mut request = Request::new(Frames((0..10).map(|_| frame()).collect()));
+    *request.method_mut() = Method::PUT;
+    let backend = Backend::new([line(7, 503), line(5, 200)]);
+    let response = layer().layer(backend).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    // Two that were kept and are not read again yet, and three that nobody has read.
+    assert_eq!(Arc::strong_count(&alive) - 1, 2 + 3);
+    let last = held.lock().unwrap().pop().unwrap();
+    let rest = last.collect().await.unwrap().to_bytes();
+    assert_eq!(rest.len(), 5 * 1000);
+    assert_eq!(Arc::strong_count(&alive), 1);
+    drop(response);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_more_is_sent_of_a_request_that_has_no_answer() {
+    // As the task of an HTTP/2 connection, which reads the body apart from the attempt.
+    let reads: Arc<Mutex<Vec<ReplayBody<_>>>> = Arc::default();
+    let kept = reads.clone();
+    let hangs: Line = Arc::new(move |request| {
+        kept.lock().unwrap().push(request.into_body());
+        Box::pin(std::future::pending())
+    });
+    let layer = layer().attempts(2).attempt_timeout(SECOND);
+    let error = send(&layer, &Backend::new([hangs]), put("hello")).await;
+    assert!(error.is_err());
+    let reads = std::mem::take(&mut *reads.lock().unwrap());
+    assert_eq!(reads.len(), 2);
+    for body in reads {
+        assert!(body.collect().await.is_err());
     }
 }

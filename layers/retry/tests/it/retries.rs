@@ -269,6 +269,20 @@ async fn the_backoff_of_one_request_grows_and_of_the_next_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_delay_that_was_asked_for_the_backoff_begins_anew() {
+    let backoff = Backoff::exponential(100 * MILLI, SECOND).unwrap();
+    let layer = RetryLayer::new(backoff.jitter(Jitter::None)).attempts(6);
+    let backend = Backend::new([
+        status(502),
+        status(502),
+        head(503, &[("retry-after", "2")]),
+        status(502),
+    ]);
+    send(&layer, &backend, get()).await.unwrap();
+    assert_eq!(backend.times(), [0, 100, 300, 2300, 2400, 2600]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_error_is_returned_unchanged() {
     let backend = Backend::new([fails(|| "first".into()), fails(|| "last".into())]);
     let error: BoxError = send(&layer(), &backend, get()).await.unwrap_err();

@@ -195,7 +195,10 @@ pub(crate) async fn send<C: palisade_core::classify::Classify>(
     backend: &Backend,
     request: Request<Full<Bytes>>,
 ) -> Result<Passed, BoxError> {
-    layer.layer(backend.clone()).oneshot(request).await
+    // A day of the paused clock: what would hang fails instead.
+    let call = layer.layer(backend.clone()).oneshot(request);
+    let answer = tokio::time::timeout(86_400 * SECOND, call).await;
+    answer.expect("answered within a day")
 }
 
 /// The text of a body, and the error it ended with.

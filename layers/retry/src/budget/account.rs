@@ -51,9 +51,21 @@ impl Account {
         true
     }
 
+    /// Puts back what was taken out; it is no income.
+    pub(crate) fn give_back(&mut self, amount: u64, now: Instant) {
+        self.balance = self.balance.saturating_add(amount);
+        self.deposit(0, now);
+    }
+
     pub(crate) fn balance(&mut self, now: Instant) -> u64 {
         self.deposit(0, now);
         self.balance
+    }
+
+    /// Whether a new account would be the same.
+    pub(crate) fn is_idle(&mut self, now: Instant) -> bool {
+        self.deposit(0, now);
+        self.balance >= self.reserve && self.income.per_window(now) == 0
     }
 
     fn pay_floor(&mut self, now: Instant) {
@@ -106,6 +118,7 @@ impl Income {
     }
 }
 
+#[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
     use palisade_core::time;
