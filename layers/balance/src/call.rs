@@ -1,4 +1,4 @@
-use std::{fmt, mem, sync::Arc};
+use std::{fmt, mem, sync::Arc, thread};
 
 use http::HeaderMap;
 use palisade_core::{
@@ -45,8 +45,8 @@ pub(crate) struct Nothing {
     pub(crate) refused: bool,
 }
 
-/// An endpoint, and the attempt that is to go there.
-pub(crate) type Picked<S, G> = (Arc<Member<S, G>>, Call<S, G>);
+/// An endpoint, and the attempt that is to go there: for [`Call::new`], at once.
+pub(crate) type Picked<S, G> = (Arc<Member<S, G>>, Ticket);
 
 impl<S, G: Gate> Endpoints<S, G> {
     /// Picks the cheapest endpoint that is wanted. On failure: when looking again may help.
@@ -71,7 +71,7 @@ impl<S, G: Gate> Endpoints<S, G> {
             self.0.demand.picked();
         }
         member.meters.started();
-        Ok((member, Call::new(self, ticket)))
+        Ok((member, ticket))
     }
 
     /// Takes one certain endpoint, if it may be picked.
@@ -85,7 +85,7 @@ impl<S, G: Gate> Endpoints<S, G> {
             .lock()
             .claim(|other| other.id == member.id, need, now)?;
         member.meters.started();
-        Some(Call::new(self, ticket))
+        Some(Call::new(self.clone(), ticket))
     }
 }
 
@@ -110,13 +110,18 @@ impl Drop for Alarm<'_> {
 }
 
 impl<S, G: Gate> Call<S, G> {
-    fn new(endpoints: &Endpoints<S, G>, ticket: Ticket) -> Self {
+    #[inline]
+    pub(crate) fn new(endpoints: Endpoints<S, G>, ticket: Ticket) -> Self {
         Self {
-            endpoints: endpoints.clone(),
+            endpoints,
             ticket,
             admission: None,
             stage: Stage::Picked,
         }
+    }
+
+    pub(crate) fn endpoints(&self) -> &Endpoints<S, G> {
+        &self.endpoints
     }
 
     /// Whether its gate has to admit it: not when it speaks against the endpoint and is overruled.
@@ -169,7 +174,8 @@ impl<S, G: Gate> Drop for Rest<'_, S, G> {
             }
             ended
         });
-        let looks = stage == Stage::Picked && end.is_none();
+        // After a panic it looks no more, and nobody else has the set to tell others.
+        let looks = stage == Stage::Picked && end.is_none() && !thread::panicking();
         if looks && matches!(ended, Ended::Stays { .. }) {
             // The request is still looking: woken by itself, it would look for ever.
             return;

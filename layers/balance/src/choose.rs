@@ -13,7 +13,7 @@ use http::Request;
 use palisade_core::{
     BoxError,
     attempt::Attempts,
-    classify::{Classify, Judge},
+    classify::Classify,
     cost::Cost,
     deadline::Deadline,
     gate::{Admission, Admit, Gate},
@@ -36,7 +36,8 @@ use crate::{
 const THOUGHT: Duration = Duration::from_millis(1);
 
 pub(crate) struct Choosing<S, G: Gate, C: Classify, R> {
-    endpoints: Endpoints<S, G>,
+    /// Moves on into the call, so that a request clones it once: `None` while that is tried, and afterwards.
+    endpoints: Option<Endpoints<S, G>>,
     classify: C,
     patience: Duration,
     deadline: Option<Instant>,
@@ -72,21 +73,16 @@ struct Admitting<S, G: Gate, J> {
     limit: Pin<Box<Sleep>>,
     since: Instant,
     member: Arc<Member<S, G>>,
-    ready: Ready<S, G, J>,
-}
-
-/// A picked endpoint that is ready.
-struct Ready<S, G: Gate, J> {
     service: S,
     call: Call<S, G>,
     judge: J,
 }
 
-/// The service to call, and what watches the call.
-type Chosen<S, G, J> = Result<(S, Watch<Call<S, G>, J>), NoEndpoint>;
+/// What watches the call, once there is one.
+pub(crate) type Watching<S, G, J> = Option<Watch<Call<S, G>, J>>;
 
-enum Step<S: Send + Sync + 'static, G: Gate, J: Judge> {
-    Chosen(S, Watch<Call<S, G>, J>),
+enum Step<S> {
+    Chosen(S),
     Admitting,
     /// Looking again helps at this time, or when another request ends.
     Nothing(Option<Instant>),
@@ -108,7 +104,7 @@ where
         request: Request<R>,
     ) -> Self {
         Self {
-            endpoints,
+            endpoints: Some(endpoints),
             classify,
             patience,
             deadline,
@@ -129,11 +125,25 @@ where
         self.request.as_ref().expect("polled after completion")
     }
 
+    fn endpoints(&self) -> &Endpoints<S, G> {
+        self.endpoints.as_ref().expect("polled after completion")
+    }
+
+    /// The set for a call, and none for itself unless it has yet to tell others something.
+    #[inline]
+    fn hand_over(&mut self) -> Endpoints<S, G> {
+        if self.declared {
+            return self.endpoints().clone();
+        }
+        self.endpoints.take().expect("polled after completion")
+    }
+
     fn need(&self) -> Need {
         let extensions = self.request().extensions();
         Need {
             affinity: extensions.get::<Affinity>().map(|affinity| affinity.0),
             cost: extensions.get::<Cost>().map(|cost| cost.get()),
+            wants_all: self.aside.is_empty() && extensions.get::<Attempts>().is_none(),
         }
     }
 
@@ -141,7 +151,7 @@ where
         self.wait = None;
         // Also when it was woken by somebody who has no use for a place, and so has said nothing of that.
         if mem::take(&mut self.declared) {
-            self.endpoints.0.shortage.relieve();
+            self.endpoints().0.shortage.relieve();
         }
     }
 
@@ -163,15 +173,20 @@ where
     G: Gate,
     C: Classify,
 {
+    /// The service to call. What watches the call is built where it stays, and not moved from function to function.
     #[inline]
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Chosen<S, G, C::Judge>> {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &mut Watching<S, G, C::Judge>,
+    ) -> Poll<Result<S, NoEndpoint>> {
         self.ask_refused_again();
         loop {
             let now = time::now();
-            let retry = match self.step(cx, now) {
-                Step::Chosen(service, watch) => {
+            let retry = match self.step(cx, watch, now) {
+                Step::Chosen(service) => {
                     self.stop_waiting();
-                    return Poll::Ready(Ok((service, watch)));
+                    return Poll::Ready(Ok(service));
                 }
                 Step::Admitting => {
                     // Places that become free are for others.
@@ -186,7 +201,9 @@ where
                 }
             };
             if !self.aside.is_empty() {
-                self.endpoints.0.shortage.pass_on(&mut self.passed);
+                let mut passed = self.passed;
+                self.endpoints().0.shortage.pass_on(&mut passed);
+                self.passed = passed;
             }
             let deadline = self.deadline(now);
             if deadline <= now {
@@ -203,24 +220,28 @@ where
                 }
                 // Listens first and looks again, so that no end of the shortage falls between.
                 None => {
-                    let shortage = &self.endpoints.0.shortage;
-                    self.wait = Some(shortage.wait(until));
+                    self.wait = Some(self.endpoints().0.shortage.wait(until));
                     self.declared = true;
-                    shortage.declare(now, until);
+                    self.endpoints().0.shortage.declare(now, until);
                 }
             }
         }
     }
 
     #[inline]
-    fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Step<S, G, C::Judge> {
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &mut Watching<S, G, C::Judge>,
+        now: Instant,
+    ) -> Step<S> {
         if self.admitting.is_some()
-            && let Some(step) = self.poll_admission(cx, now)
+            && let Some(step) = self.poll_admission(cx, watch, now)
         {
             return step;
         }
         if !self.aside.is_empty()
-            && let Some(step) = self.poll_unready(cx, now)
+            && let Some(step) = self.poll_unready(cx, watch, now)
         {
             return step;
         }
@@ -236,7 +257,7 @@ where
                     Want::Yes
                 }
             };
-            let (member, call) = match self.endpoints.pick(now, &self.need(), want) {
+            let (member, ticket) = match self.endpoints().pick(now, &self.need(), want) {
                 Ok(picked) => picked,
                 Err(nothing) => {
                     let retry = self.soonest(nothing.until, now);
@@ -248,81 +269,74 @@ where
                     return Step::Nothing(retry);
                 }
             };
+            let call = Call::new(self.hand_over(), ticket);
             let mut service = member.service.clone();
             let why = match service.poll_ready(cx) {
-                Poll::Ready(Ok(())) => match self.admit(cx, member, service, call, now) {
+                Poll::Ready(Ok(())) => match self.admit(cx, watch, member, service, call, now) {
                     Some(step) => return step,
                     None => continue,
                 },
                 Poll::Ready(Err(error)) => {
+                    self.look_on(&call);
                     self.blame(&member, call, error.into(), now);
                     Why::Broken
                 }
-                Poll::Pending => Why::Unready(service),
+                Poll::Pending => {
+                    self.look_on(&call);
+                    Why::Unready(service)
+                }
             };
             self.aside.push(Aside { member, why });
         }
     }
 
     /// Asks the gate of an endpoint that is ready. `None`: it refused, and is put aside.
-    // So that what watches the call is built where it stays, and not moved from function to function.
     #[inline(always)]
     fn admit(
         &mut self,
         cx: &mut Context<'_>,
+        watch: &mut Watching<S, G, C::Judge>,
         member: Arc<Member<S, G>>,
         service: S,
         mut call: Call<S, G>,
         now: Instant,
-    ) -> Option<Step<S, G, C::Judge>> {
+    ) -> Option<Step<S>> {
         let head = RequestHead::from(self.request());
         // Before admission: a classifier that panics has nothing to give back.
         let judge = self.classify.start(&head);
-        if !call.needs_admission() {
-            return Some(self.go(
-                &member,
-                Ready {
-                    service,
-                    call,
-                    judge,
-                },
-                now,
-            ));
-        }
-        match member.gate.admit(&head, now) {
-            Admit::Now(Ok(admission)) => {
-                call.admit(admission);
-                Some(self.go(
-                    &member,
-                    Ready {
-                        service,
-                        call,
-                        judge,
-                    },
-                    now,
-                ))
-            }
-            Admit::Now(Err(rejected)) => {
+        let asks = call.needs_admission();
+        match asks.then(|| member.gate.admit(&head, now)) {
+            None => {}
+            Some(Admit::Now(Ok(admission))) => call.admit(admission),
+            Some(Admit::Now(Err(rejected))) => {
+                self.look_on(&call);
                 self.refuse(member, &rejected, now);
-                None
+                return None;
             }
-            Admit::Later(admission) => {
+            Some(Admit::Later(admission)) => {
+                self.look_on(&call);
                 let limit = Box::pin(sleep_until(self.deadline(now)));
-                let ready = Ready {
-                    service,
-                    call,
-                    judge,
-                };
                 self.admitting = Some(Box::new(Admitting {
                     admission,
                     limit,
                     since: now,
                     member,
-                    ready,
+                    service,
+                    call,
+                    judge,
                 }));
-                self.poll_admission(cx, now)
+                return self.poll_admission(cx, watch, now);
             }
         }
+        self.note(&member);
+        *watch = Some(Watch::new(call, judge, now).asked_with(self.request().method()));
+        Some(Step::Chosen(service))
+    }
+
+    /// This call may not come about.
+    #[cold]
+    fn look_on(&mut self, call: &Call<S, G>) {
+        self.endpoints = Some(call.endpoints().clone());
     }
 
     /// Asks the gate that takes its time, if there is one. `None`: it refused, and is put aside.
@@ -330,8 +344,9 @@ where
     fn poll_admission(
         &mut self,
         cx: &mut Context<'_>,
+        watch: &mut Watching<S, G, C::Judge>,
         now: Instant,
-    ) -> Option<Step<S, G, C::Judge>> {
+    ) -> Option<Step<S>> {
         let waiting = self.admitting.as_mut()?;
         let admitted = match waiting.admission.as_mut().poll(cx) {
             Poll::Ready(admitted) => Some(admitted),
@@ -340,25 +355,28 @@ where
             }
             Poll::Pending => None,
         };
-        let waiting = *self.admitting.take()?;
         let Admitting {
             member,
-            mut ready,
+            service,
+            mut call,
+            judge,
             since,
             ..
-        } = waiting;
+        } = *self.admitting.take()?;
         match admitted {
             Some(Ok(admission)) => {
-                ready.call.admit(admission);
-                Some(self.go(&member, ready, now))
+                call.admit(admission);
+                self.note(&member);
+                *watch = Some(Watch::new(call, judge, now).asked_with(self.request().method()));
+                Some(Step::Chosen(service))
             }
             Some(Err(rejected)) => {
-                self.give_up_place(ready, since, now);
+                self.give_up_place(call, since, now);
                 self.refuse(member, &rejected, now);
                 None
             }
             None => {
-                self.give_up_place(ready, since, now);
+                self.give_up_place(call, since, now);
                 let why = Why::Refused { until: None };
                 self.aside.push(Aside { member, why });
                 None
@@ -368,28 +386,21 @@ where
 
     /// Others may have found the place taken while the gate thought. Not those that refuse at once: two that wait
     /// would wake each other for ever.
-    fn give_up_place(&self, ready: Ready<S, G, C::Judge>, since: Instant, now: Instant) {
-        drop(ready);
+    fn give_up_place(&self, call: Call<S, G>, since: Instant, now: Instant) {
+        drop(call);
         if now.saturating_duration_since(since) >= THOUGHT {
-            self.endpoints.0.shortage.end_for_one();
+            self.endpoints().0.shortage.end_for_one();
         }
-    }
-
-    #[inline(always)]
-    fn go(
-        &self,
-        member: &Member<S, G>,
-        ready: Ready<S, G, C::Judge>,
-        now: Instant,
-    ) -> Step<S, G, C::Judge> {
-        self.note(member);
-        let watch = Watch::new(ready.call, ready.judge, now).asked_with(self.request().method());
-        Step::Chosen(ready.service, watch)
     }
 
     /// Those that were not ready before.
     #[inline(never)]
-    fn poll_unready(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Step<S, G, C::Judge>> {
+    fn poll_unready(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &mut Watching<S, G, C::Judge>,
+        now: Instant,
+    ) -> Option<Step<S>> {
         let mut at = 0;
         while let Some(aside) = self.aside.get_mut(at) {
             let Why::Unready(service) = &mut aside.why else {
@@ -401,7 +412,7 @@ where
                 Poll::Ready(Err(error)) => {
                     aside.why = Why::Broken;
                     let member = aside.member.clone();
-                    if let Some(call) = self.endpoints.claim(&member, &self.need(), now) {
+                    if let Some(call) = self.endpoints().claim(&member, &self.need(), now) {
                         self.blame(&member, call, error.into(), now);
                     }
                 }
@@ -409,8 +420,8 @@ where
                     let Aside { member, why } = self.aside.swap_remove(at);
                     // If it may not be picked now, it is one among all again, with its time to come back.
                     if let Why::Unready(service) = why
-                        && let Some(call) = self.endpoints.claim(&member, &self.need(), now)
-                        && let Some(step) = self.admit(cx, member, service, call, now)
+                        && let Some(call) = self.endpoints().claim(&member, &self.need(), now)
+                        && let Some(step) = self.admit(cx, watch, member, service, call, now)
                     {
                         return Some(step);
                     }
@@ -448,9 +459,12 @@ where
         self.aside.push(Aside { member, why });
     }
 
+    #[inline]
     fn ask_refused_again(&mut self) {
-        self.aside
-            .retain(|aside| !matches!(aside.why, Why::Refused { .. }));
+        if !self.aside.is_empty() {
+            self.aside
+                .retain(|aside| !matches!(aside.why, Why::Refused { .. }));
+        }
     }
 
     fn soonest(&self, retry: Option<Instant>, now: Instant) -> Option<Instant> {
@@ -476,6 +490,8 @@ impl<S, G: Gate, C: Classify, R> Drop for Choosing<S, G, C, R> {
         // Its place is free, and nobody else hears when those that were not ready become so.
         self.admitting = None;
         self.wait = None;
-        self.endpoints.0.shortage.end_for_one();
+        if let Some(endpoints) = &self.endpoints {
+            endpoints.0.shortage.end_for_one();
+        }
     }
 }

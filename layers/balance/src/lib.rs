@@ -32,14 +32,20 @@
 //! there are more, and ties go round. [`Strategy`] has other prices. A [`Cost`](palisade_core::cost::Cost) in the
 //! extensions of a request says how large it is beside others: large ones in flight count a little more, and latencies
 //! are compared by size as far as answers grow with it. What endpoints say of their load makes them up to 2.5 times as
-//! dear for five seconds. Latencies are remembered for ten times as long as answers last, 10 s at least. Nobody is priced
+//! dear for as long as an answer lasts, 1 s at least, and less and less for four times as long after it; they make nobody
+//! cheaper who has just failed. Latencies are remembered for ten times as long as answers last, 10 s at least. Where
+//! answers stream, those that have not begun count seven times, and endpoints that stream longer than others are dearer
+//! by the root of that. Nobody is priced
 //! out for ever: after 30 times as long, 30 s at least, an endpoint that gets nothing is as good as its peers, and after
-//! twice that and a hundred requests to each of them it gets the next. A new endpoint, and one that is back, gets its
-//! share over ten seconds.
+//! twice that and a hundred requests to each of them it gets the next. One that was more than twice as slow gets one
+//! request after 50 s, then another at once as long as they are answered as soon as by its peers, and is one of them
+//! after four. A new endpoint, and one that is back, gets its share over ten seconds.
 //!
 //! A failure costs as much as twenty usual answers, 5 s at most, so failing fast attracts nobody. After five in a row,
-//! or when less than 80 % of at least ten worked within ten seconds, the endpoint is *ejected*: for 1 s at first, twice
-//! as long each time and 50 s at last, with a jitter of a half; then one request probes it. Ten answers of overload in
+//! or when less than 80 % of at least ten worked within ten seconds, or of its last twenty where there were fewer, the
+//! endpoint is *ejected*: for 1 s at first, twice
+//! as long each time and 50 s at last, with a jitter of a half; then one request probes it, and until five more have
+//! worked a failure ejects it again. Ten answers of overload in
 //! a row do the same, unless most endpoints are overloaded; so do refusals by layers in front of the endpoint that are
 //! open, full or have no endpoint themselves. Fewer than three endpoints are never ejected, and of more at most 30 % at a
 //! time; one that was among more is back when no other is left. An answer with a Retry-After ejects for as long as it
@@ -145,9 +151,17 @@
 //! |---|---|---|---|---|
 //! | equal | 1.01 · 1.06 | 1.00 · 1.07 | 1.11 · 1.24 | 1.36 · 1.35 |
 //! | equal, one request in ten is eleven times as large | 1.02 · 1.10 | 0.99 · 1.09 | 1.12 · 1.44 | 2.29 · 2.23 |
-//! | two at 0.4 of the speed | 1.04 · 1.08 | 1.18 · 1.51 | 1.26 · 1.81 | 102 · 106 |
-//! | one at 0.1 of the speed | 1.04 · 1.15 | 1.34 · 2.86 | 1.32 · 658 | 816 · 818 |
-//! | one fails at once | 1.01, 0.08 % · 1.04, 0.69 % | 0.99, 0.08 % · 1.05, 0.66 % | 0.95, 20.01 % · 0.99, 20.01 % | 1.51, 0.09 % · 1.38, 0.66 % |
+//! | two at 0.4 of the speed | 1.04 · 1.07 | 1.18 · 1.54 | 1.26 · 1.81 | 102 · 106 |
+//! | one at 0.1 of the speed | 1.02 · 1.11 | 1.34 · 2.64 | 1.32 · 658 | 816 · 818 |
+//! | one fails at once | 1.01, 0.08 % · 1.05, 0.68 % | 0.99, 0.08 % · 1.05, 0.66 % | 0.95, 20.01 % · 0.99, 20.01 % | 1.51, 0.09 % · 1.38, 0.66 % |
+//!
+//! With twenty and more gateways each hears of an endpoint seldom, and what it is told is worth more: with fifty, p99 is
+//! 1.21 of the oracle's with equal endpoints, 1.15 where answers report the load and 1.14 with three
+//! [probes](Endpoints::probes) for each request; 1.73, 1.49 and 1.32 where endpoints become slow and fast again; for
+//! answers of language models on uneven endpoints, with twenty, 2.05, 1.84 and 1.76 (seeds of `tests/simulation`, which
+//! holds it to that). What nobody tells it cannot know: of uneven endpoints that have just started, each of fifty
+//! gateways learns by a request of its own which are slow, 3.9 with or without reports. An endpoint that fails is probed by each gateway every fifty seconds, which is 0.7 % of all requests
+//! with eight gateways and 36 requests in a second; with [health checks](Endpoints::health_checks) it is none.
 //!
 //! The module `simulation`, behind the feature of that name, has twenty-one workloads, and all figures beside what
 //! others do; `demo-gateway simulate` shows each. The estimate does not decay while somebody waits: the peak-EWMA that
@@ -170,6 +184,7 @@ mod load;
 mod metrics;
 mod orca;
 mod outstanding;
+mod pace;
 mod panic;
 mod peers;
 mod prefix;

@@ -30,10 +30,12 @@ impl Default for Outstanding {
 }
 
 impl Outstanding {
+    #[inline]
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.nodes.get(self.oldest as usize).map(|node| node.start)
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, start: u64) -> u32 {
         let node = Node {
             start,
@@ -49,6 +51,7 @@ impl Outstanding {
         at
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, at: u32) -> u64 {
         let Node {
             start,
@@ -68,6 +71,7 @@ impl Outstanding {
         start
     }
 
+    #[inline]
     fn place(&mut self, node: Node) -> u32 {
         if self.free == NONE {
             self.nodes.push(node);

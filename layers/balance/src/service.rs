@@ -216,23 +216,30 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.as_mut().project().state;
+        // Here until the answer is waited for: most moves that this spares would follow one another.
+        let mut fresh = None;
         if let StateProj::Choosing { choosing } = state.as_mut().project() {
-            let (mut service, watch) = match ready!(choosing.poll(cx)) {
-                Ok(chosen) => chosen,
+            let mut service = match ready!(choosing.poll(cx, &mut fresh)) {
+                Ok(service) => service,
                 Err(none) => return Poll::Ready(Err(Rejected::from(none).into())),
             };
             let request = choosing.take_request();
             // The watch exists before the call, so that a panic in there settles the attempt.
             let inner = service.call(request);
-            let watch = Some(watch);
-            state.set(State::Called { inner, watch });
+            state.set(State::Called { inner, watch: None });
         }
         let StateProj::Called { inner, watch } = state.project() else {
             unreachable!("left above");
         };
-        let answer = ready!(inner.poll(cx));
+        let Poll::Ready(answer) = inner.poll(cx) else {
+            if fresh.is_some() {
+                *watch = fresh;
+            }
+            return Poll::Pending;
+        };
         // Out of the future, so that a judge that panics settles the attempt here and now.
-        let mut watch = watch.take().expect("polled after completion");
+        let watch = fresh.or_else(|| watch.take());
+        let mut watch = watch.expect("polled after completion");
         Poll::Ready(match answer {
             Ok(response) => Ok(watch.answer(response)),
             Err(error) => {

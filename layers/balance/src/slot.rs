@@ -11,6 +11,7 @@ use crate::{
     load::{Attempt, Load, Norm},
     size::Size,
     snapshot::{EndpointState, Health},
+    strategy::price::{Field, View},
 };
 
 #[derive(Debug)]
@@ -53,13 +54,21 @@ pub(crate) enum Duty {
 }
 
 /// Proof of one attempt at one endpoint. Its slot cannot be given away while the attempt is in flight.
+///
+/// Small, as it moves from hand to hand with the request: what is known of the attempt is kept by the fleet.
 #[derive(Debug)]
 pub(crate) struct Ticket {
+    pub(crate) flight: u32,
+    pub(crate) doubtful: Doubtful,
+}
+
+/// What is known of an attempt in flight.
+#[derive(Debug)]
+pub(crate) struct Flight {
     pub(crate) slot: usize,
     attempt: Attempt,
     admitted: Admitted,
     answered: bool,
-    pub(crate) doubtful: Doubtful,
 }
 
 /// Whether an endpoint was picked although its gate or its failures speak against it.
@@ -69,7 +78,7 @@ pub(crate) enum Doubtful {
     Yes,
 }
 
-impl Ticket {
+impl Flight {
     /// For how long somebody waited for the answer, and how long it has lasted.
     pub(crate) fn lasted(&self, now: u64) -> (f64, f64) {
         self.attempt.lasted(now)
@@ -116,6 +125,27 @@ impl<T: Item> Slot<T> {
         self.stride * self.machine.slow_start(now)
     }
 
+    /// What a strategy may look at.
+    #[inline]
+    pub(crate) fn view<'a>(&'a self, now: u64, doubtful: bool, field: &'a Field) -> View<'a> {
+        View {
+            load: &self.load,
+            stride: self.stride(now),
+            turn: self.turn,
+            hash: self.hash,
+            doubtful,
+            field,
+        }
+    }
+
+    /// Whether it is [able](Standing::Able) without any doubt, as nearly all are nearly always.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        let serves = (self.duty == Duty::Serving) & (self.health == Health::Healthy);
+        // One jump for all of it: a scan asks each endpoint.
+        serves & !self.gated & !self.machine.is_out()
+    }
+
     pub(crate) fn set_weight(&mut self, weight: f64) {
         self.weight = weight;
         self.stride = 1.0 / weight;
@@ -151,16 +181,23 @@ impl<T: Item> Slot<T> {
     }
 
     /// It takes no more part in this attempt.
-    pub(crate) fn end(&mut self, ticket: &Ticket) {
-        self.load.end(&ticket.attempt);
+    pub(crate) fn end(&mut self, flight: &Flight) {
+        self.load.end(&flight.attempt);
+    }
+
+    /// Its answer was over after so long, where answers stream for `usual` nanoseconds.
+    #[inline]
+    pub(crate) fn streamed(&mut self, flight: &Flight, whole: f64, usual: f64) {
+        self.load.streamed(&flight.attempt, whole, usual);
     }
 
     /// It was given up after so long.
-    pub(crate) fn censored(&mut self, ticket: &Ticket, waited: f64, now: u64) {
-        self.load.censored(&ticket.attempt, waited, now);
+    pub(crate) fn censored(&mut self, flight: &Flight, waited: f64, now: u64) {
+        self.load.censored(&flight.attempt, waited, now);
     }
 
     /// Asks the gate; says whether it lets more through than before.
+    #[inline]
     pub(crate) fn look(&mut self, clock: &Clock) -> bool {
         if !self.gated {
             return false;
@@ -185,6 +222,7 @@ impl<T: Item> Slot<T> {
         self.machine.is_out()
     }
 
+    #[inline]
     pub(crate) fn start(
         &mut self,
         slot: usize,
@@ -192,49 +230,50 @@ impl<T: Item> Slot<T> {
         size: Size,
         norm: &Norm,
         now: u64,
-    ) -> Ticket {
+    ) -> Flight {
         let admitted = self.machine.start(doubtful == Doubtful::Yes, now);
         self.requests += 1;
-        Ticket {
+        Flight {
             slot,
             attempt: self.load.start(size, norm, now),
             admitted,
             answered: false,
-            doubtful,
         }
     }
 
     /// The first data have come: a probe has passed, whatever becomes of its body.
-    pub(crate) fn first_data(&mut self, ticket: &mut Ticket, now: u64) -> bool {
-        let waited = self.answered(ticket, now);
+    pub(crate) fn first_data(&mut self, flight: &mut Flight, now: u64) -> bool {
+        let waited = self.answered(flight, now);
         if let Some(waited) = waited {
-            self.load.sample(&ticket.attempt, waited, now);
+            self.load.sample(&flight.attempt, waited, now);
         }
-        let passed = self.machine.answered(&mut ticket.admitted, now);
+        let passed = self.machine.answered(&mut flight.admitted, now);
         self.back(passed, now)
     }
 
     /// For how long somebody waited for the answer, the first time that this is asked.
-    pub(crate) fn answered(&mut self, ticket: &mut Ticket, now: u64) -> Option<f64> {
-        if ticket.answered {
+    #[inline]
+    pub(crate) fn answered(&mut self, flight: &mut Flight, now: u64) -> Option<f64> {
+        if flight.answered {
             return None;
         }
-        ticket.answered = true;
-        Some(self.load.heard(&mut ticket.attempt, now))
+        flight.answered = true;
+        Some(self.load.heard(&mut flight.attempt, now))
     }
 
-    pub(crate) fn worked(&mut self, ticket: &Ticket, waited: Option<f64>, now: u64) -> bool {
+    #[inline]
+    pub(crate) fn worked(&mut self, flight: &Flight, waited: Option<f64>, now: u64) -> bool {
         if let Some(waited) = waited {
-            self.load.sample(&ticket.attempt, waited, now);
+            self.load.sample(&flight.attempt, waited, now);
         }
-        let passed = self.machine.worked(ticket.admitted, now);
+        let passed = self.machine.worked(flight.admitted, now);
         self.back(passed, now)
     }
 
     /// Says what it is ejected for, if that ejects it.
     pub(crate) fn failed(
         &mut self,
-        ticket: &Ticket,
+        flight: &Flight,
         fault: Fault,
         verge: &Verge<'_>,
     ) -> Option<EjectionReason> {
@@ -243,21 +282,22 @@ impl<T: Item> Slot<T> {
         if self.gated {
             return None;
         }
-        self.machine.failed(ticket.admitted, fault, verge)
+        self.machine.failed(flight.admitted, fault, verge)
     }
 
     /// Nothing was learnt: if it was the probe, another may go, from then on.
-    pub(crate) fn free_probe(&mut self, ticket: &Ticket, from: u64) -> bool {
-        self.machine.free_probe(ticket.admitted, from)
+    pub(crate) fn free_probe(&mut self, flight: &Flight, from: u64) -> bool {
+        self.machine.free_probe(flight.admitted, from)
     }
 
     /// Nobody waits for the answer any more, and nothing was learnt.
-    pub(crate) fn give_back(&mut self, ticket: &mut Ticket, now: u64) -> bool {
-        if self.answered(ticket, now).is_none() {
+    #[inline]
+    pub(crate) fn give_back(&mut self, flight: &mut Flight, now: u64) -> bool {
+        if self.answered(flight, now).is_none() {
             return false;
         }
         self.requests -= 1;
-        self.free_probe(ticket, now)
+        self.free_probe(flight, now)
     }
 
     pub(crate) fn set_health(&mut self, health: Health, now: u64) {

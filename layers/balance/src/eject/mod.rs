@@ -16,7 +16,8 @@ pub(crate) use self::machine::{Admitted, Fault, Machine, Standing, Verge};
 /// [`Endpoints::set_ejection`](crate::Endpoints::set_ejection).
 ///
 /// The default ejects after five failures in a row, or when of at least ten ends within ten seconds less than 80 %
-/// worked; for 1 s at first, twice as long each time, 50 s at most; and at most 30 % of the endpoints at a time.
+/// worked, or of the last twenty where fewer came in that time; for 1 s at first, twice as long each time, 50 s at most; and at most 30 % of the endpoints at a time.
+/// Who is back after failures is ejected by the first that follows until five requests in a row have worked.
 /// An answer that asks to be left alone for a while (Retry-After) ejects for that long, at least for half of the first
 /// pause. Ten answers of overload with none
 /// between them that worked eject as failures do, unless most endpoints are overloaded. An endpoint with a gate of its
@@ -112,6 +113,9 @@ impl Ejection {
 
     /// Ejects when less than this share of at least so many ends worked, not counting those of overload; and after so
     /// many of overload with none between them that worked. `u32::MAX` ends never do.
+    ///
+    /// Where fewer came within the [window](Self::window), the last that came count, twice as many at most and at most
+    /// 64, unless there was none for thirty windows.
     #[must_use]
     pub fn success_ratio(mut self, least: Ratio, ends: u32) -> Self {
         self.ratio = least;

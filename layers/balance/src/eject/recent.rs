@@ -1,6 +1,8 @@
 //! How the attempts of the last seconds have ended. No allocation, and the same work whatever the rate.
 
 const TENTHS: usize = 10;
+/// After so many windows without an end, the ends before are of another time.
+const ANOTHER_TIME: u64 = 30;
 
 /// Counts of the running tenth of a window and the nine before it.
 #[derive(Clone, Debug)]
@@ -13,6 +15,16 @@ pub(super) struct Recent {
     /// When it ends, and where it is counted: an end costs no division.
     until: u64,
     at: usize,
+    tail: Tail,
+}
+
+/// The last ends, however long ago they were, a bit each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tail {
+    failed: u64,
+    known: u32,
+    /// When the last one was.
+    at: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +42,7 @@ impl Recent {
             running: 0,
             until: tenth,
             at: 0,
+            tail: Tail::default(),
         }
     }
 
@@ -41,14 +54,17 @@ impl Recent {
         }
     }
 
+    #[inline]
     pub(super) fn worked(&mut self, now: u64) {
         let count = self.running(now);
         count.worked = count.worked.saturating_add(1);
+        self.note(0, now);
     }
 
     pub(super) fn failed(&mut self, now: u64) {
         let count = self.running(now);
         count.failed = count.failed.saturating_add(1);
+        self.note(1, now);
     }
 
     pub(super) fn sum(&mut self, now: u64) -> Count {
@@ -60,8 +76,32 @@ impl Recent {
         self.counts.iter().fold(Count::default(), add)
     }
 
+    /// Of the last ends, so many at most and 64, however long each is ago.
+    pub(super) fn last(&self, most: u32) -> Count {
+        let known = self.tail.known.min(most).min(u64::BITS);
+        let mask = u64::MAX.checked_shr(u64::BITS - known).unwrap_or(0);
+        let failed = (self.tail.failed & mask).count_ones();
+        Count {
+            worked: known - failed,
+            failed,
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.counts = [Count::default(); TENTHS];
+        self.tail = Tail::default();
+    }
+
+    fn note(&mut self, failed: u64, now: u64) {
+        let another_time = self.tenth.saturating_mul(TENTHS as u64 * ANOTHER_TIME);
+        if now.saturating_sub(self.tail.at) > another_time {
+            self.tail = Tail::default();
+        }
+        self.tail = Tail {
+            failed: self.tail.failed << 1 | failed,
+            known: self.tail.known.saturating_add(1),
+            at: now,
+        };
     }
 
     #[inline]
@@ -110,6 +150,13 @@ mod tests {
                 };
                 let model = Count { worked: of(0), failed: of(1) };
                 prop_assert_eq!(recent.sum(now), model);
+                for most in [0, 1, 20, 64, 1000] {
+                    let same = list.windows(2).rev().take_while(|pair| pair[1].0 - pair[0].0 <= tenth * 300);
+                    let last = list.iter().rev().take((same.count() + 1).min(most as usize).min(64));
+                    let failed = last.clone().filter(|(_, kind)| *kind == 1).count() as u32;
+                    let model = Count { worked: last.count() as u32 - failed, failed };
+                    prop_assert_eq!(recent.last(most), model);
+                }
             }
         }
     }

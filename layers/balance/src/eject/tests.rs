@@ -93,7 +93,45 @@ fn what_happened_a_window_ago_does_not_count() {
             None
         );
     }
-    assert_eq!(end(&mut machine, &rules, false, 12 * SECOND), None);
+    assert_eq!(end(&mut machine, &rules, false, 311 * SECOND), None);
+}
+
+#[test]
+fn one_that_fails_half_is_found_however_seldom_it_is_asked() {
+    let rules = Ejection::default();
+    let mut machine = Machine::new(&rules, 0);
+    let reasons: Vec<_> = (0..10)
+        .map(|at| end(&mut machine, &rules, at % 2 == 0, at * 60 * SECOND))
+        .collect();
+    assert_eq!(reasons[..9], [None; 9]);
+    assert_eq!(reasons[9], Some(EjectionReason::SuccessRatio));
+    // As seldom, one failure in five is what it may have.
+    let mut machine = Machine::new(&rules, 0);
+    for at in 0..1000 {
+        let reason = end(&mut machine, &rules, at % 5 != 4, at * 60 * SECOND);
+        assert_eq!(reason, None, "{at}");
+    }
+}
+
+#[test]
+fn who_is_back_after_it_failed_is_on_trial_and_who_was_overloaded_is_not() {
+    let rules = Ejection::default();
+    for worked in 0..8 {
+        let mut machine = ejected(&rules);
+        let now = until(&machine, 0);
+        // The probe, and those after it.
+        (0..=worked).for_each(|_| _ = end(&mut machine, &rules, true, now));
+        let reason = end(&mut machine, &rules, false, now);
+        let again = (worked < 5).then_some(EjectionReason::ProbeFailed);
+        assert_eq!(reason, again, "{worked}");
+    }
+    let mut machine = Machine::new(&rules, 0);
+    let admitted = machine.start(false, 0);
+    let asked = Some(SECOND);
+    let shed = Fault::Overloaded { asked };
+    heard(&mut machine, &rules, admitted, shed, 0);
+    end(&mut machine, &rules, true, SECOND);
+    assert_eq!(end(&mut machine, &rules, false, SECOND), None);
 }
 
 #[test]
@@ -328,7 +366,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// All that has ended since it was last back, as anybody would write it down.
 #[derive(Default)]
-struct List(Vec<(u64, Fate)>);
+struct List {
+    ends: Vec<(u64, Fate)>,
+    trial: bool,
+}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
@@ -339,21 +380,30 @@ enum Fate {
 
 impl List {
     fn ejects(&self, now: u64) -> Option<EjectionReason> {
-        let back = || self.0.iter().rev().map(|(_, fate)| *fate);
+        let back = || self.ends.iter().rev().map(|(_, fate)| *fate);
         let of = |fate| {
             let recent =
                 |(at, other): &&(u64, Fate)| at / SECOND + 10 > now / SECOND && *other == fate;
-            self.0.iter().filter(recent).count()
+            self.ends.iter().filter(recent).count()
         };
-        let (worked, failed) = (of(Fate::Worked), of(Fate::Failed));
+        let (worked, failed) = match (of(Fate::Worked), of(Fate::Failed)) {
+            (worked, failed) if worked + failed >= 10 => (worked, failed),
+            _ => {
+                let last = back().filter(|fate| *fate != Fate::Shed).take(20);
+                let failed = last.clone().filter(|fate| *fate == Fate::Failed).count();
+                (last.count() - failed, failed)
+            }
+        };
+        let on_trial = self.trial && back().filter(|fate| *fate == Fate::Worked).count() < 5;
         let judged = back().filter(|fate| *fate != Fate::Shed);
         let row = judged.take_while(|fate| *fate == Fate::Failed).count();
         let unserved = back().take_while(|fate| *fate != Fate::Worked);
         let shed = unserved.filter(|fate| *fate == Fate::Shed).count();
-        match self.0.last()?.1 {
+        match self.ends.last()?.1 {
             Fate::Worked => None,
             Fate::Shed => (shed >= 10).then_some(EjectionReason::Overload),
             Fate::Failed if row >= 5 => Some(EjectionReason::Consecutive),
+            Fate::Failed if on_trial => Some(EjectionReason::ProbeFailed),
             Fate::Failed => (worked + failed >= 10 && worked * 5 < (worked + failed) * 4)
                 .then_some(EjectionReason::SuccessRatio),
         }
@@ -390,7 +440,7 @@ proptest! {
                     let back = machine.worked(admitted, now);
                     prop_assert_eq!(back, out && !machine.is_out());
                     if life == lives && !out {
-                        list.0.push((now, Fate::Worked));
+                        list.ends.push((now, Fate::Worked));
                     }
                     prop_assert!(!back || probe);
                 }
@@ -404,7 +454,7 @@ proptest! {
                     if out {
                         prop_assert!(matches!(reason, None | Some(EjectionReason::ProbeFailed | EjectionReason::Overload)));
                     } else if life == lives {
-                        list.0.push((now, fate));
+                        list.ends.push((now, fate));
                         prop_assert_eq!(reason, list.ejects(now));
                     } else {
                         prop_assert_eq!(reason, None, "of another life");
@@ -429,7 +479,8 @@ proptest! {
             }
             if out && !machine.is_out() {
                 lives += 1;
-                list.0.clear();
+                let asked = machine.last().map(|(reason, _)| reason) == Some(EjectionReason::Overload);
+                list = List { ends: Vec::new(), trial: !asked };
             }
         }
         // Nothing that was lost keeps it out: one that works is enough.

@@ -40,15 +40,15 @@ impl<T: Item> Fleet<T> {
     /// The first data have come. Says whether more requests may pass than before.
     pub(crate) fn first_data(&mut self, ticket: &mut Ticket, now: Instant) -> bool {
         let clock = self.clock(now);
-        let slot = self.of(ticket);
-        slot.first_data(ticket, clock.now) | slot.look(&clock)
+        let (slot, flight) = self.of(ticket);
+        slot.first_data(flight, clock.now) | slot.look(&clock)
     }
 
     /// Hears the verdict.
     pub(crate) fn settle(&mut self, ticket: &mut Ticket, end: &End, now: Instant) -> Change {
         let clock = self.clock(now);
         let mut change = self.judge(ticket, end, &clock);
-        change.reopened |= self.of(ticket).look(&clock);
+        change.reopened |= self.of(ticket).0.look(&clock);
         change
     }
 
@@ -74,15 +74,18 @@ impl<T: Item> Fleet<T> {
 
     #[inline]
     fn judge(&mut self, ticket: &mut Ticket, end: &End, clock: &Clock) -> Change {
-        let slot = self.of(ticket);
-        let waited = slot.answered(ticket, clock.now);
+        let (slot, flight) = self.of(ticket);
+        let waited = slot.answered(flight, clock.now);
         let mut change = Change::default();
         match end.verdict {
             Verdict::Success | Verdict::CallerFault => {
-                change.reopened = slot.worked(ticket, waited, clock.now);
+                change.reopened = slot.worked(flight, waited, clock.now);
                 if end.verdict == Verdict::Success {
-                    let (waited, whole) = ticket.lasted(clock.now);
+                    let (waited, whole) = flight.lasted(clock.now);
                     self.usual.lasted(waited, whole);
+                    let usual = self.usual.lasts() * self.usual.streams();
+                    let (slot, flight) = self.of(ticket);
+                    slot.streamed(flight, whole, usual);
                 }
             }
             Verdict::Failure | Verdict::Unsent => {
@@ -111,7 +114,7 @@ impl<T: Item> Fleet<T> {
                 change.ejected = self.failed(ticket, 0.0, fault, clock);
             }
             // `Refused`: it never saw the request.
-            _ => change.reopened = slot.free_probe(ticket, clock.now),
+            _ => change.reopened = slot.free_probe(flight, clock.now),
         }
         change
     }
@@ -119,14 +122,17 @@ impl<T: Item> Fleet<T> {
     /// Asks the gate last: should it panic, nothing is left behind.
     #[inline]
     fn leave(&mut self, ticket: &mut Ticket, mut reopened: bool, clock: &Clock) -> Ended<T> {
-        let slot = self.of(ticket);
-        reopened |= slot.give_back(ticket, clock.now);
-        slot.end(ticket);
+        let (slot, flight) = self.of(ticket);
+        reopened |= slot.give_back(flight, clock.now);
+        slot.end(flight);
+        let at = flight.slot;
+        self.flights.end(ticket.flight);
+        let slot = self.slots[at].as_mut().expect("in flight");
         if slot.duty != Duty::Leaving || slot.load.in_flight() > 0 {
             reopened |= slot.look(clock);
             return Ended::Stays { reopened };
         }
-        let slot = self.slots[ticket.slot].take().expect("in flight");
+        let slot = self.slots[at].take().expect("in flight");
         Ended::Gone(slot.item)
     }
 
@@ -147,7 +153,8 @@ impl<T: Item> Fleet<T> {
             chance: self.coin.share(),
             now: clock.now,
         };
-        self.of(ticket).failed(ticket, fault, &verge)
+        let (slot, flight) = self.of(ticket);
+        slot.failed(flight, fault, &verge)
     }
 
     fn canceled(&mut self, ticket: &Ticket, waited: Option<f64>, clock: &Clock) -> Change {
@@ -160,10 +167,10 @@ impl<T: Item> Fleet<T> {
             change.ejected = self.failed(ticket, waited, Fault::Failed, clock);
             return change;
         }
-        let slot = self.of(ticket);
-        slot.censored(ticket, waited, clock.now);
+        let (slot, flight) = self.of(ticket);
+        slot.censored(flight, waited, clock.now);
         let pause = (waited * LEFT_ALONE).min(LEFT_ALONE_AT_MOST) as u64;
-        change.reopened = slot.free_probe(ticket, clock.now.saturating_add(pause));
+        change.reopened = slot.free_probe(flight, clock.now.saturating_add(pause));
         change
     }
 

@@ -13,10 +13,6 @@ use super::{Fleet, Item, Need, levels::Ring};
 
 /// So often chance may miss before a choice by two looks at all.
 const DRAWS: u32 = 32;
-/// An endpoint keeps a place for as long as an answer streams, and this part of that counts as latency: where the first
-/// data come at once the time to them says little of what is to come. Simulated with answers of language models, p99
-/// of it is 2 % to 10 % less.
-const PLACE: f64 = 0.3;
 
 impl<T: Item> Fleet<T> {
     #[inline]
@@ -30,20 +26,19 @@ impl<T: Item> Fleet<T> {
             size: by_size(1.0, self.usual.size(need.cost).usual()),
             peers: self.peers.median(),
             penalty: self.peers.penalty(),
-            place: PLACE * self.usual.lasts() * self.usual.streams(),
+            place: self.usual.place(),
             round: self.round,
             usually: self.peers.usually(),
             draw,
             belongs: need.affinity.is_some(),
+            wants_all: need.wants_all,
             bound: None,
             hot: None,
         }
     }
 
-    /// The same for a choice among these: what is too much depends on who could take it.
-    #[inline]
-    pub(super) fn among(&mut self, ring: Ring, field: &Field, clock: &Clock) -> Field {
-        let mut field = *field;
+    /// Adds what matters in a choice among these: what is too much depends on who could take it.
+    pub(super) fn among(&mut self, ring: Ring, field: &mut Field, clock: &Clock) {
         match self.strategy {
             Strategy::ConsistentHash if field.belongs => {
                 let all = (0..ring.len).filter_map(|at| self.in_play(ring, at));
@@ -63,7 +58,6 @@ impl<T: Item> Fleet<T> {
             }
             _ => {}
         }
-        field
     }
 
     fn in_play(&self, ring: Ring, at: usize) -> Option<&Slot<T>> {

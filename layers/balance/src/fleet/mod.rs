@@ -13,11 +13,11 @@ use crate::{
     panic::Panic,
     peers::Peers,
     size::Usual,
-    slot::{Clock, Doubtful, Duty, Slot, Standing, Ticket},
+    slot::{Clock, Doubtful, Duty, Flight, Slot, Standing, Ticket},
     snapshot::{EndpointState, Health},
     strategy::{
         Strategy,
-        price::{self, Field, View, next_turn},
+        price::{Adaptive, Field, Pricing, next_turn},
     },
 };
 
@@ -25,11 +25,14 @@ mod ends;
 #[cfg(test)]
 mod ends_tests;
 mod field;
+mod flights;
 mod levels;
 #[cfg(test)]
 mod levels_tests;
 #[cfg(test)]
 mod outage_tests;
+#[cfg(test)]
+mod plain_tests;
 mod scan;
 mod seek;
 #[cfg(test)]
@@ -39,6 +42,7 @@ mod work_tests;
 
 pub(crate) use self::ends::{Change, Ended};
 use self::{
+    flights::Flights,
     levels::{Levels, Ring},
     scan::{Belief, Scan, Tally},
 };
@@ -70,6 +74,7 @@ pub(crate) struct Fleet<T> {
     rules: Ejection,
     born: Instant,
     slots: Vec<Option<Slot<T>>>,
+    flights: Flights,
     levels: Levels,
     /// What a fleet that is too large to be looked at as a whole, or has levels, was like when it was last counted.
     tally: Tally,
@@ -102,6 +107,8 @@ pub(crate) struct Need {
     pub(crate) affinity: Option<u64>,
     /// How much work it is, relative to the others.
     pub(crate) cost: Option<f64>,
+    /// Whether it wants all endpoints, so that a scan need not ask.
+    pub(crate) wants_all: bool,
 }
 
 impl<T: Item> Fleet<T> {
@@ -113,6 +120,7 @@ impl<T: Item> Fleet<T> {
             rules: Ejection::default(),
             born: now,
             slots: Vec::new(),
+            flights: Flights::default(),
             levels: Levels::new(coin.share()),
             tally: Tally::default(),
             count_due: 0,
@@ -256,7 +264,7 @@ impl<T: Item> Fleet<T> {
         now: Instant,
     ) -> (&T, Option<EndpointState>) {
         let clock = self.clock(now);
-        let slot = self.of(ticket);
+        let (slot, _) = self.of(ticket);
         let state = (slot.duty != Duty::Leaving).then(|| slot.state(&clock).0);
         (&slot.item, state)
     }
@@ -275,7 +283,8 @@ impl<T: Item> Fleet<T> {
 
     /// The endpoint of an attempt.
     pub(crate) fn item(&self, ticket: &Ticket) -> &T {
-        let slot = self.slots[ticket.slot].as_ref().expect("in flight");
+        let flight = self.flights.get(ticket.flight);
+        let slot = self.slots[flight.slot].as_ref().expect("in flight");
         &slot.item
     }
 
@@ -312,7 +321,7 @@ impl<T: Item> Fleet<T> {
     /// What the endpoint of an attempt has said of itself.
     pub(crate) fn report_of(&mut self, ticket: &Ticket, report: &LoadReport, now: Instant) {
         let now = self.clock(now).now;
-        self.of(ticket).load.report(*report, now);
+        self.of(ticket).0.load.report(*report, now);
     }
 
     /// Of so few none is ejected: who was when there were more is back if there is no other. Says whether one is.
@@ -338,39 +347,45 @@ impl<T: Item> Fleet<T> {
         want: &impl Fn(&T) -> Want,
     ) {
         let strategy = self.strategy;
-        let end = ring.first + ring.number;
-        let wrapped = end.saturating_sub(ring.len);
-        let straight = ring.from(ring.first, ring.number - wrapped);
-        for ring in [straight, ring.from(0, wrapped)] {
-            // The default has a loop of its own, without a question for each endpoint.
-            if strategy == Strategy::Adaptive {
-                let price = |view: &View<'_>| price::adaptive(view);
-                self.scan_straight(found, ring, clock, field, want, price);
-            } else {
-                let price = |view: &View<'_>| strategy.price(view);
-                self.scan_straight(found, ring, clock, field, want, price);
-            }
+        // The default has a loop of its own, without a question for each endpoint.
+        if strategy == Strategy::Adaptive {
+            self.scan_by(found, ring, clock, field, want, &Adaptive);
+        } else {
+            self.scan_by(found, ring, clock, field, want, &strategy);
         }
     }
 
-    /// Never inlined: then the price, which is asked for in one place only, is.
+    /// Never inlined: then the price is.
     #[inline(never)]
-    fn scan_straight(
+    fn scan_by(
         &mut self,
         found: &mut Scan,
         ring: Ring,
         clock: &Clock,
         field: &Field,
         want: &impl Fn(&T) -> Want,
-        price: impl Fn(&View<'_>) -> f64,
+        pricing: &impl Pricing,
     ) {
+        // What most endpoints change is in registers meanwhile.
+        let (mut tally, mut able) = (found.tally, found.able());
         for at in ring.first..ring.first + ring.number {
+            let at = if at < ring.len { at } else { at - ring.len };
             let at = self.levels.slot(ring, at);
             let Some(slot) = &mut self.slots[at] else {
                 continue;
             };
+            // As nearly all are: nothing but the price is left to ask.
+            if field.wants_all && slot.is_plain() {
+                tally.count_able();
+                if !slot.is_full() {
+                    let view = slot.view(clock.now, false, field);
+                    able.offer(at, pricing.of(&view, slot.weight));
+                }
+                continue;
+            }
             let standing = slot.standing(clock);
-            found.count(slot.duty, standing);
+            tally.count(slot.duty, standing);
+            found.note(standing);
             if standing == Standing::Barred || slot.is_full() {
                 continue;
             }
@@ -384,17 +399,15 @@ impl<T: Item> Fleet<T> {
                 // A probe costs one request, once; waiting for it to be cheap could take for ever.
                 0.0
             } else {
-                price(&View {
-                    load: &slot.load,
-                    stride: self.strategy.turn(slot.stride(clock.now), slot.weight),
-                    turn: slot.turn,
-                    hash: slot.hash,
-                    doubtful,
-                    field,
-                })
+                pricing.of(&slot.view(clock.now, doubtful, field), slot.weight)
             };
-            found.offer(at, price, standing, last);
+            if standing == Standing::Able && !last {
+                able.offer(at, price);
+            } else {
+                found.offer(at, price, standing, last);
+            }
         }
+        found.put_back(tally, able);
     }
 
     fn start(&mut self, at: usize, doubtful: Doubtful, need: &Need, clock: &Clock) -> (&T, Ticket) {
@@ -410,13 +423,17 @@ impl<T: Item> Fleet<T> {
             latency: self.peers.median(),
             lasts: self.usual.lasts(),
             streams: self.usual.streams(),
+            place: self.usual.place(),
         };
-        let ticket = slot.start(at, doubtful, size, &norm, clock.now);
-        (&slot.item, ticket)
+        let flight = slot.start(at, doubtful, size, &norm, clock.now);
+        let flight = self.flights.start(flight);
+        (&slot.item, Ticket { flight, doubtful })
     }
 
-    fn of(&mut self, ticket: &Ticket) -> &mut Slot<T> {
-        self.slots[ticket.slot].as_mut().expect("in flight")
+    fn of(&mut self, ticket: &Ticket) -> (&mut Slot<T>, &mut Flight) {
+        let flight = self.flights.get_mut(ticket.flight);
+        let slot = self.slots[flight.slot].as_mut().expect("in flight");
+        (slot, flight)
     }
 
     fn clock(&self, now: Instant) -> Clock {

@@ -1,5 +1,7 @@
 //! What looks over the endpoints have found.
 
+use std::hint::select_unpredictable;
+
 use crate::{
     eject::Ejection,
     panic::Panic,
@@ -36,6 +38,13 @@ impl Tally {
             Standing::Out { .. } => self.out += 1,
             Standing::Barred => {}
         }
+    }
+
+    /// Counts one that serves and is able.
+    #[inline]
+    pub(super) fn count_able(&mut self) {
+        self.of += 1;
+        self.able += 1;
     }
 
     /// Whether fewer than half may be picked.
@@ -77,7 +86,7 @@ pub(super) struct Scan {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Best {
+pub(super) struct Best {
     at: usize,
     price: f64,
 }
@@ -89,10 +98,11 @@ impl Best {
     };
 
     #[inline]
-    fn offer(&mut self, at: usize, price: f64) {
-        if price < self.price {
-            *self = Self { at, price };
-        }
+    pub(super) fn offer(&mut self, at: usize, price: f64) {
+        // Nobody can guess which is cheaper: two moves cost less than a wrong guess.
+        let cheaper = price < self.price;
+        self.at = select_unpredictable(cheaper, at, self.at);
+        self.price = select_unpredictable(cheaper, price, self.price);
     }
 
     fn is_some(&self) -> bool {
@@ -113,9 +123,21 @@ impl Default for Scan {
 }
 
 impl Scan {
+    /// The cheapest of those that are able and not wanted last.
     #[inline]
-    pub(super) fn count(&mut self, duty: Duty, standing: Standing) {
-        self.tally.count(duty, standing);
+    pub(super) fn able(&self) -> Best {
+        self.able[0]
+    }
+
+    /// Takes over how these two have gone on.
+    #[inline]
+    pub(super) fn put_back(&mut self, tally: Tally, able: Best) {
+        self.tally = tally;
+        self.able[0] = able;
+    }
+
+    #[inline]
+    pub(super) fn note(&mut self, standing: Standing) {
         if let Standing::Out { until: Some(until) } = standing {
             self.until = self.until.min(until);
         }

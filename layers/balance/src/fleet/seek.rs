@@ -26,12 +26,12 @@ type Found = (u64, Option<(usize, Doubtful)>);
 impl<T: Item> Fleet<T> {
     #[inline]
     pub(super) fn seek(&mut self, clock: &Clock, need: &Need, want: &impl Fn(&T) -> Want) -> Found {
-        let field = self.field(need, clock);
+        let mut field = self.field(need, clock);
         self.sort();
         if self.levels.is_single() {
-            self.seek_among_all(clock, &field, want)
+            self.seek_among_all(clock, &mut field, want)
         } else {
-            self.seek_by_level(clock, need, &field, want)
+            self.seek_by_level(clock, need, &mut field, want)
         }
     }
 
@@ -55,12 +55,12 @@ impl<T: Item> Fleet<T> {
     fn seek_among_all(
         &mut self,
         clock: &Clock,
-        field: &Field,
+        field: &mut Field,
         want: &impl Fn(&T) -> Want,
     ) -> Found {
         let len = self.slots.len();
         let ring = Ring::of_all(len);
-        let field = &self.among(ring, field, clock);
+        self.among(ring, field, clock);
         if self.samples(ring, field) {
             self.count_if_due(clock);
             let belief = self.belief(self.tally);
@@ -89,7 +89,7 @@ impl<T: Item> Fleet<T> {
         &mut self,
         clock: &Clock,
         need: &Need,
-        field: &Field,
+        field: &mut Field,
         want: &impl Fn(&T) -> Want,
     ) -> Found {
         if self.slots.len() <= SCAN {
@@ -133,11 +133,11 @@ impl<T: Item> Fleet<T> {
         level: usize,
         belief: Belief,
         clock: &Clock,
-        field: &Field,
+        field: &mut Field,
         want: &impl Fn(&T) -> Want,
     ) {
         let ring = self.levels.ring(level);
-        let field = &self.among(ring, field, clock);
+        self.among(ring, field, clock);
         if self.samples(ring, field) {
             self.sample(found, ring, clock, field, want);
             if found.best_wanted(belief).is_some() {

@@ -169,7 +169,7 @@ fn a_popular_affinity_spills_over_and_others_stay_at_home() {
     );
     let need = |affinity| Need {
         affinity: Some(affinity),
-        cost: None,
+        ..Need::default()
     };
     let homes: Vec<_> = (0..50)
         .map(|affinity| {
@@ -205,7 +205,7 @@ fn an_affinity_has_the_same_home_in_all_gateways_and_when_it_comes_back() {
     let now = settled();
     let need = Need {
         affinity: Some(99),
-        cost: None,
+        ..Need::default()
     };
     let home = |weights: &[f64], unwanted: Option<usize>| {
         let mut fleet = fleet(
@@ -410,7 +410,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Pick { affinity, cost, unwanted } => {
-                    let need = Need { affinity, cost };
+                    let need = Need { affinity, cost, wants_all: false };
                     // Some not at all, some last.
                     let want = |one: &Number| match one.0 as u8 % 6 {
                         same if same == unwanted => Want::No,

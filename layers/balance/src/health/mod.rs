@@ -13,6 +13,8 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use palisade_core::{BoxError, gate::Gate};
 
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use self::tally::Tally;
 #[cfg(feature = "tcp")]
 pub use self::tcp::TcpCheck;
 pub use self::{checker::HealthChecker, grpc::GrpcCheck, http::HttpCheck};

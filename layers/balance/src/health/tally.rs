@@ -9,7 +9,7 @@ use crate::Health;
 const HURRY: u32 = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     believed: Health,
     /// Checks in a row that have passed, and that have failed: one of them is zero.
     passed: u32,
@@ -33,7 +33,7 @@ impl Tally {
         }
     }
 
-    pub(super) fn hear(&mut self, passed: bool, checks: HealthChecks) -> Option<Health> {
+    pub(crate) fn hear(&mut self, passed: bool, checks: HealthChecks) -> Option<Health> {
         // One check is enough for an endpoint that has not failed any, as Envoy has it.
         let first = std::mem::take(&mut self.fresh);
         if passed {
@@ -58,7 +58,7 @@ impl Tally {
         Some(self.believed)
     }
 
-    pub(super) fn pause(self, checks: HealthChecks) -> Duration {
+    pub(crate) fn pause(self, checks: HealthChecks) -> Duration {
         let disagrees = match self.believed {
             Health::Healthy => self.shaken,
             Health::Unhealthy => self.passed > 0,

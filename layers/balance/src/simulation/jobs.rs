@@ -32,6 +32,7 @@ pub(super) enum Stream {
     Sessions,
     Speeds,
     Policy,
+    Health,
 }
 
 impl Stream {

@@ -27,6 +27,7 @@
 //!
 #![doc = include_str!("figures.md")]
 
+mod checks;
 mod jobs;
 mod named;
 mod oracle;
@@ -95,6 +96,8 @@ pub fn run(scenario: &Scenario, policy: Policy) -> Result<Report, InvalidScenari
         Policy::Ours(strategy) => ours(strategy, Told::Nothing, world),
         Policy::Costs(strategy) => ours(strategy, Told::Costs, world),
         Policy::Reports(strategy) => ours(strategy, Told::Reports, world),
+        Policy::Checks(strategy) => ours(strategy, Told::Health, world),
+        Policy::Probes(strategy) => ours(strategy, Told::Probes, world),
         Policy::PeakEwma => two(Measure::PeakEwma, world),
         Policy::InFlight => two(Measure::InFlight, world),
         Policy::Probing => finish(scenario, policy, world, Probing::new(gateways, seed)),

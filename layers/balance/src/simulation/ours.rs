@@ -6,6 +6,7 @@ use palisade_core::{gate::Outlook, settle::End, time};
 use tokio::time::Instant;
 
 use super::{
+    checks::Checks,
     jobs::{Job, Stream},
     policy::{Balancer, Over},
     server::Server,
@@ -44,12 +45,15 @@ pub(super) enum Told {
     Nothing,
     Costs,
     Reports,
+    Probes,
+    Health,
 }
 
 pub(super) struct Ours {
     gateways: Vec<Fleet<Number>>,
     strategy: Strategy,
     told: Told,
+    checks: Option<Checks>,
     born: Instant,
     coin: Coin,
 }
@@ -76,8 +80,23 @@ impl Ours {
             gateways: (0..gateways).map(gateway).collect(),
             strategy,
             told,
+            checks: (told == Told::Health).then(|| {
+                let coin = Stream::Health.coin(seed, 0);
+                Checks::new(gateways, servers.len(), coin)
+            }),
             born,
             coin: Stream::Policy.coin(seed, 0),
+        }
+    }
+
+    fn check(&mut self, servers: &[Server], now: u64) {
+        let Some(checks) = &mut self.checks else {
+            return;
+        };
+        while let Some(said) = checks.next(servers, now) {
+            let at = self.born + Duration::from_nanos(said.at);
+            let fleet = &mut self.gateways[said.gateway];
+            fleet.set_health(|number| number.0 == said.endpoint, said.health, at);
         }
     }
 
@@ -93,12 +112,14 @@ impl Balancer for Ours {
     fn choose(
         &mut self,
         job: &Job,
-        _: &[Server],
+        servers: &[Server],
         now: u64,
     ) -> Result<(usize, Self::Ticket), Option<u64>> {
+        self.check(servers, now);
         let need = Need {
             affinity: Some(job.session),
             cost: (self.told == Told::Costs).then_some(job.work),
+            wants_all: true,
         };
         let (born, now) = (self.born, self.instant(now));
         let picked = self.gateways[job.gateway as usize].pick(now, &need, |_| Want::Yes);
@@ -132,7 +153,7 @@ impl Balancer for Ours {
     }
 
     fn probes(&mut self, _: usize, servers: &[Server], asked: &mut Vec<usize>) {
-        if self.strategy == Strategy::Prequal {
+        if self.strategy == Strategy::Prequal || self.told == Told::Probes {
             draw(&mut self.coin, servers, PROBES, asked);
         }
     }

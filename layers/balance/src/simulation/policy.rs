@@ -31,6 +31,10 @@ pub enum Policy {
     Costs(Strategy),
     /// The same, and answers say how busy the endpoint is: `...+reports`.
     Reports(Strategy),
+    /// The same, and endpoints are asked how busy they are, three for each request: `...+probes`.
+    Probes(Strategy),
+    /// The same, and each gateway checks the health of each endpoint every thirty seconds: `...+checks`.
+    Checks(Strategy),
     /// Tower's `Balance` with its `PeakEwma` that forgets within ten seconds: two are drawn, and the one with the lower
     /// product of peak latency and pending requests is taken. `p2c_peak_ewma`.
     PeakEwma,
@@ -47,6 +51,8 @@ pub enum Policy {
 
 const COSTS: &str = "+costs";
 const REPORTS: &str = "+reports";
+const PROBES: &str = "+probes";
+const CHECKS: &str = "+checks";
 
 impl Policy {
     /// Ours and those of others, without costs and reports.
@@ -69,6 +75,8 @@ impl fmt::Display for Policy {
             Self::Ours(strategy) => strategy.name(),
             Self::Costs(strategy) => return write!(f, "{strategy}{COSTS}"),
             Self::Reports(strategy) => return write!(f, "{strategy}{REPORTS}"),
+            Self::Probes(strategy) => return write!(f, "{strategy}{PROBES}"),
+            Self::Checks(strategy) => return write!(f, "{strategy}{CHECKS}"),
             Self::PeakEwma => "p2c_peak_ewma",
             Self::InFlight => "p2c_in_flight",
             Self::Probing => "probing",
@@ -90,9 +98,11 @@ impl FromStr for Policy {
             "probing" => Ok(Self::Probing),
             "oracle" => Ok(Self::Queues),
             "oracle_sizes" => Ok(Self::Sizes),
-            name => match (name.strip_suffix(COSTS), name.strip_suffix(REPORTS)) {
-                (Some(name), _) => strategy(name).map(Self::Costs),
-                (_, Some(name)) => strategy(name).map(Self::Reports),
+            name => match name.find('+').map(|at| name.split_at(at)) {
+                Some((name, COSTS)) => strategy(name).map(Self::Costs),
+                Some((name, REPORTS)) => strategy(name).map(Self::Reports),
+                Some((name, PROBES)) => strategy(name).map(Self::Probes),
+                Some((name, CHECKS)) => strategy(name).map(Self::Checks),
                 _ => strategy(name).map(Self::Ours),
             },
         }
@@ -123,7 +133,7 @@ impl fmt::Display for UnknownPolicy {
         let names = names.join(", ");
         write!(
             f,
-            "unknown policy, expected one of {names}, or a strategy with {COSTS} or {REPORTS}"
+            "unknown policy, expected one of {names}, or a strategy with {COSTS}, {REPORTS}, {PROBES} or {CHECKS}"
         )
     }
 }
@@ -175,9 +185,15 @@ mod tests {
 
     #[test]
     fn names_lead_back_to_policies() {
-        let more = Strategy::ALL
-            .into_iter()
-            .flat_map(|strategy| [Policy::Costs(strategy), Policy::Reports(strategy)]);
+        let more = Strategy::ALL.into_iter().flat_map(|strategy| {
+            let told = [
+                Policy::Costs,
+                Policy::Reports,
+                Policy::Probes,
+                Policy::Checks,
+            ];
+            told.map(|told| told(strategy))
+        });
         for policy in Policy::all().chain(more) {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }

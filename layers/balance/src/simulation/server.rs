@@ -146,6 +146,15 @@ impl Server {
         self.present && !matches!(self.fault(now), Some(Fault::Hangs))
     }
 
+    /// Whether a health check passes. What it refuses for overload it still says of itself.
+    pub(super) fn passes(&self, luck: f64, now: u64) -> bool {
+        match self.fault(now) {
+            Some(Fault::Fails { share }) => luck >= share,
+            Some(Fault::Hangs) => false,
+            _ => true,
+        }
+    }
+
     fn fault(&self, now: u64) -> Option<Fault> {
         let mut faults = self.faults.iter();
         let found = faults.find(|(from, to, _)| *from <= now && now < *to);

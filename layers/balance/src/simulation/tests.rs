@@ -67,8 +67,12 @@ fn every_request_is_over_exactly_once() {
     for workload in Workload::all() {
         let scenario = Scenario::of(workload).gateways(3).requests(3_000);
         let costs = [Policy::Costs(Strategy::Adaptive)];
-        let reports = [Policy::Reports(Strategy::LeastResponseTime)];
-        for policy in Policy::all().chain(costs).chain(reports) {
+        let told = [
+            Policy::Reports(Strategy::LeastResponseTime),
+            Policy::Probes(Strategy::Adaptive),
+            Policy::Checks(Strategy::Adaptive),
+        ];
+        for policy in Policy::all().chain(costs).chain(told) {
             let world = World::new(&scenario);
             let name = &scenario.workload.name;
             // Runs with assertions in debug builds: nothing is over twice, nothing is left in flight.
@@ -133,6 +137,23 @@ fn a_probing_policy_says_how_much_it_asks() {
     let probes = |policy| run(&scenario, policy).unwrap().probes;
     assert_eq!(probes(Policy::Probing), 3.0);
     assert_eq!(probes(Policy::Ours(Strategy::Adaptive)), 0.0);
+}
+
+#[test]
+fn whom_health_checks_take_out_gets_nothing_and_is_back_when_they_pass() {
+    let share = |policy| run(&named("blackhole"), policy).unwrap().shares[0];
+    let (probed, checked) = (
+        share(Policy::Ours(Strategy::Adaptive)),
+        share(Policy::Checks(Strategy::Adaptive)),
+    );
+    assert!(probed > 0.0005, "{probed}");
+    assert_eq!(checked, 0.0);
+    let middle = run(
+        &named("blackhole-middle"),
+        Policy::Checks(Strategy::Adaptive),
+    );
+    let recovered = middle.unwrap().recovered;
+    assert!(recovered.is_some_and(|after| after < 60.0), "{recovered:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::{
     coin::mix,
     load::Load,
+    strategy::Strategy,
     told::{self, Probed, Usually},
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct Field {
     pub(crate) draw: u64,
     /// Whether it has an affinity.
     pub(crate) belongs: bool,
+    /// Whether it wants all endpoints.
+    pub(crate) wants_all: bool,
     /// So many requests in flight are too many for a share of one; without an affinity there is no bound.
     pub(crate) bound: Option<f64>,
     /// With more than this in flight an endpoint is hot; unless too few have been probed.
@@ -64,16 +67,44 @@ pub(crate) struct View<'a> {
     pub(crate) field: &'a Field,
 }
 
-// Into the loop over all endpoints, which it decides how long it takes.
+/// What a loop over endpoints asks for each of them.
+pub(crate) trait Pricing {
+    /// The price of one of this weight.
+    fn of(&self, view: &View<'_>, weight: f64) -> f64;
+}
+
+impl Pricing for Strategy {
+    fn of(&self, view: &View<'_>, weight: f64) -> f64 {
+        let stride = self.turn(view.stride, weight);
+        self.price(&View { stride, ..*view })
+    }
+}
+
+/// The default, known before the loop begins.
+pub(crate) struct Adaptive;
+
+impl Pricing for Adaptive {
+    // Into the loop, which it decides how long it takes.
+    #[inline(always)]
+    fn of(&self, view: &View<'_>, _: f64) -> f64 {
+        adaptive(view)
+    }
+}
+
 #[inline(always)]
 pub(crate) fn adaptive(view: &View<'_>) -> f64 {
     if is_overdue(view) {
         return OVERDUE;
     }
-    let latency = latency(view) + view.field.place;
+    let latency = latency(view) + view.field.place * view.load.pace();
     let price = latency * (view.load.queue() + view.field.size) * view.stride;
-    match (view.load.told(), &view.field.usually) {
-        (Some(told), Some(usually)) => price * told::strain(told, usually, view.field.now),
+    match (&view.field.usually, view.load.told()) {
+        (Some(usually), Some(told)) => {
+            let strain = told::strain(told, usually, view.field.now);
+            // Who fails has little to do, and that must attract nobody.
+            let least = if view.load.has_failed() { 1.0 } else { 0.0 };
+            price * strain.max(least)
+        }
         _ => price,
     }
 }
@@ -154,13 +185,14 @@ pub(crate) fn next_turn(turn: f64, round: f64, stride: f64) -> f64 {
 #[inline]
 fn latency(view: &View<'_>) -> f64 {
     let latency = view.load.latency(view.field.peers, view.field.now);
-    let doubt = if view.doubtful {
-        view.field.penalty
-    } else {
-        0.0
-    };
     // Answers that take no time at all are still told apart by what is in flight.
-    latency.max(doubt).max(1.0)
+    let least = if view.doubtful {
+        view.field.penalty.max(1.0)
+    } else {
+        1.0
+    };
+    // One instruction, where `max` would first ask whether `least` is a number.
+    if latency > least { latency } else { least }
 }
 
 /// How long the next request would stand in line, in turns.
@@ -172,8 +204,9 @@ fn queue(view: &View<'_>) -> f64 {
 /// Nobody is priced out for ever: what it would cost may have changed, and nobody would know.
 #[inline]
 fn is_overdue(view: &View<'_>) -> bool {
-    view.load.is_overdue(view.field.now)
-        && view.field.round - view.turn >= (1.0 + MISSED_TURNS) * view.stride
+    view.load.is_due()
+        || view.load.is_overdue(view.field.now)
+            && view.field.round - view.turn >= (1.0 + MISSED_TURNS) * view.stride
 }
 
 fn race(view: &View<'_>) -> f64 {
