@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use palisade::{BoxError, rate_limit::RedisStore};
+use palisade::{BoxError, deadline::TimeoutHeader, rate_limit::RedisStore};
 
 use crate::{
     backends::Backends,
@@ -26,6 +26,8 @@ pub(crate) struct App {
     /// Where more backends come from.
     pub(crate) discovery: Option<Discovery>,
     pub(crate) stack: Stack,
+    /// In which callers say how long they wait.
+    pub(crate) told: TimeoutHeader,
     /// How many threads serve connections.
     pub(crate) workers: usize,
     pub(crate) meters: Arc<Meters>,
@@ -47,6 +49,7 @@ impl App {
         Ok(Self {
             workers: backends.workers(),
             stack: Stack::new(&config, &backends, account, limits)?,
+            told: config.timeouts.told(),
             identities,
             draining: AtomicBool::new(false),
             admin_token,

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -49,7 +49,10 @@ impl Operation {
 pub(crate) struct Exchange {
     pub(crate) caller: Arc<Caller>,
     pub(crate) operation: Operation,
+    /// Those for the model that was asked for.
     pub(crate) attempts: Attempts,
+    /// Those for models that were asked instead.
+    elsewhere: AtomicU32,
     stream: AtomicBool,
     /// As far as that can be told from the request.
     prompt: AtomicU64,
@@ -57,8 +60,7 @@ pub(crate) struct Exchange {
     generated: Mutex<Option<Generated>>,
     prompt_tokens: AtomicU64,
     completion_tokens: AtomicU64,
-    /// Nanoseconds.
-    waited: AtomicU64,
+    waits: Mutex<Waits>,
 }
 
 /// What a backend answered to `/generate`.
@@ -74,13 +76,14 @@ impl Exchange {
             caller,
             operation,
             attempts: Attempts::default(),
+            elsewhere: AtomicU32::new(0),
             stream: AtomicBool::new(false),
             prompt: AtomicU64::new(0),
             backend: Mutex::new(None),
             generated: Mutex::new(None),
             prompt_tokens: AtomicU64::new(0),
             completion_tokens: AtomicU64::new(0),
-            waited: AtomicU64::new(0),
+            waits: Mutex::default(),
         }
     }
 
@@ -88,6 +91,16 @@ impl Exchange {
     pub(crate) fn asked_for(&self, prompt: u64, stream: bool) {
         self.prompt.store(prompt, Relaxed);
         self.stream.store(stream, Relaxed);
+    }
+
+    /// How many attempts there were, of whatever model.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts.count() + self.elsewhere.load(Relaxed)
+    }
+
+    /// Another model was asked, so often.
+    pub(crate) fn asked_elsewhere(&self, attempts: u32) {
+        self.elsewhere.fetch_add(attempts, Relaxed);
     }
 
     /// Whether a stream of events was asked for.
@@ -138,21 +151,33 @@ impl Exchange {
 
     /// How long backends were waited for.
     pub(crate) fn waited(&self) -> Duration {
-        Duration::from_nanos(self.waited.load(Relaxed))
+        lock(&self.waits).total
     }
+}
+
+/// The time for which at least one backend was waited for.
+#[derive(Debug, Default)]
+struct Waits {
+    open: u32,
+    since: Option<Instant>,
+    total: Duration,
 }
 
 /// Counts the time until it is dropped as waiting for a backend.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     exchange: Arc<Exchange>,
-    since: Instant,
 }
 
 impl Waiting {
     pub(crate) fn new(exchange: Arc<Exchange>) -> Self {
-        let since = time::now();
-        Self { exchange, since }
+        let mut waits = lock(&exchange.waits);
+        waits.open += 1;
+        if waits.open == 1 {
+            waits.since = Some(time::now());
+        }
+        drop(waits);
+        Self { exchange }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -162,9 +187,13 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let waited = time::now().saturating_duration_since(self.since);
-        let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
-        self.exchange.waited.fetch_add(nanos, Relaxed);
+        let mut waits = lock(&self.exchange.waits);
+        waits.open -= 1;
+        if waits.open == 0
+            && let Some(since) = waits.since.take()
+        {
+            waits.total += time::now().saturating_duration_since(since);
+        }
     }
 }
 

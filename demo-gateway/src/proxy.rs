@@ -27,7 +27,12 @@ use hyper_util::{
     client::legacy::{self, Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use palisade::{BoxError, classify::Usage};
+use palisade::{
+    BoxError,
+    classify::Usage,
+    deadline::{Deadline, TimeoutHeader},
+    time,
+};
 use pin_project::pin_project;
 use serde::Deserialize;
 use tower::Service;
@@ -53,15 +58,21 @@ pub(crate) struct Upstream<B> {
     /// One for each worker, and one for all other threads.
     clients: Arc<[Client<HttpConnector, B>]>,
     backend: Arc<Backend>,
+    /// In which it is told how long the caller still waits.
+    told: TimeoutHeader,
 }
 
 impl<B> Upstream<B>
 where
     B: Body<Data: Send> + Send,
 {
-    pub(crate) fn new(backend: Arc<Backend>, workers: usize) -> Self {
+    pub(crate) fn new(backend: Arc<Backend>, told: TimeoutHeader, workers: usize) -> Self {
         let clients = (0..=workers).map(|_| client()).collect();
-        Self { clients, backend }
+        Self {
+            clients,
+            backend,
+            told,
+        }
     }
 }
 
@@ -70,6 +81,7 @@ impl<B> Clone for Upstream<B> {
         Self {
             clients: self.clients.clone(),
             backend: self.backend.clone(),
+            told: self.told.clone(),
         }
     }
 }
@@ -95,6 +107,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Attempt {
         let exchange = request.extensions_mut().remove::<Arc<Exchange>>();
+        let deadline = request.extensions_mut().remove::<Deadline>();
         // The rest is for the layers only.
         request.extensions_mut().clear();
         let waiting = exchange.map(|exchange| {
@@ -103,6 +116,9 @@ where
         });
         *request.uri_mut() = self.backend.address.at(request.uri());
         let headers = request.headers_mut();
+        if let Some(deadline) = deadline {
+            self.told.write(headers, deadline.remaining(time::now()));
+        }
         headers.insert(HOST, self.backend.address.host.clone());
         if let Some(key) = &self.backend.authorization {
             headers.insert(AUTHORIZATION, key.clone());
@@ -113,7 +129,7 @@ where
                 answer: client.request(request),
             },
             waiting,
-            name: self.backend.name.clone(),
+            backend: self.backend.clone(),
         }
     }
 }
@@ -161,7 +177,7 @@ pub(crate) struct Attempt {
     #[pin]
     step: Step,
     waiting: Option<Waiting>,
-    name: HeaderValue,
+    backend: Arc<Backend>,
 }
 
 #[pin_project(project = StepProj)]
@@ -190,7 +206,11 @@ impl Future for Attempt {
                 StepProj::Head { answer } => {
                     let response = ready!(Pin::new(answer).poll(cx))?;
                     let (mut parts, body) = response.into_parts();
-                    parts.headers.insert(BACKEND_ID, this.name.clone());
+                    parts.headers.insert(BACKEND_ID, this.backend.name.clone());
+                    if let Some(waiting) = this.waiting.as_ref() {
+                        // Of two that were asked, this one answers.
+                        waiting.exchange().reached(this.backend.clone());
+                    }
                     // What it says of its own limits is not about those of the caller.
                     for name in ["ratelimit", "ratelimit-policy"] {
                         parts.headers.remove(name);

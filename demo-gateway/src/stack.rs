@@ -6,13 +6,18 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use palisade::{
-    BoxError,
+    BoxError, Ratio,
     balance::{Balance, BalanceLayer, Endpoint},
     circuit_breaker::CircuitBreaker,
-    deadline::{AttemptTimeout, AttemptTimeoutLayer, DeadlineLayer, DeadlineService},
+    deadline::{AttemptTimeout, AttemptTimeoutLayer, DeadlineLayer, DeadlineService, Timeouts},
+    fallback::{Fallback, FallbackLayer},
     gate::{GateLayer, Gated, gates},
     rate_limit::RateLimit,
-    retry::{Backoff, Budget, Repeatable, ReplayBody, Retry, RetryLayer, transient},
+    replay::ReplayBody,
+    retry::{
+        Backoff, Budget, Hedge, HedgeBody, HedgeLayer, Repeatable, Retry, RetryLayer, hedge::Delay,
+        transient,
+    },
     sla::{Objective, Sla},
 };
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn};
@@ -20,8 +25,9 @@ use tower::{Layer, Service, ServiceBuilder, layer::layer_fn};
 use crate::{
     backends::{Backend, Backends},
     classify::Llm,
-    config::{self, Config},
+    config::{self, Config, Window},
     elsewhere::{Elsewhere, is_set_aside},
+    fallbacks::{self, Fallbacks, OtherModel},
     limits::Limits,
     metrics::Account,
     proxy::Upstream,
@@ -30,20 +36,25 @@ use crate::{
 /// How long a request waits when the only backend asks to be left alone.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// One attempt at one backend: timeout > client.
-pub(crate) type EndpointService = AttemptTimeout<Upstream<ReplayBody<Full<Bytes>>>>;
+/// The body of a request as it comes out of fallback, retry and hedge.
+type Asked = HedgeBody<ReplayBody<ReplayBody<Full<Bytes>>>>;
+
+/// One attempt at one backend: timeouts > client.
+pub(crate) type EndpointService = AttemptTimeout<Upstream<Asked>>;
 
 /// Each behind a gate of its own, which the balancer asks before it picks.
 pub(crate) type Endpoints = palisade::balance::Endpoints<EndpointService, CircuitBreaker>;
 
 /// Everything between a request that was understood and the backends:
-/// account > SLA > deadline > rate limit > retry > elsewhere > balance { breaker > attempt timeout > client }.
+/// account > SLA > deadline > rate limit > fallback > retry > hedge > elsewhere > balance { breaker > timeouts > client }.
 pub(crate) type Pipeline = Gated<DeadlineService<Limited>, (Account, Sla), Llm>;
 
 /// Reads how far an answer has come, and what it has used, to settle what was reserved for it.
-type Limited = Gated<Retrying, RateLimit, Llm>;
+type Limited = Gated<Fallback<Retrying, Full<Bytes>, Llm>, RateLimit, Llm>;
 
-type Retrying = Retry<Elsewhere<Balance<EndpointService, CircuitBreaker, Llm>>, Llm>;
+type Retrying = Retry<Hedging, Llm>;
+
+type Hedging = Hedge<Elsewhere<Balance<EndpointService, CircuitBreaker, Llm>>, Llm>;
 
 /// The body of an answer that has come through all of it.
 pub(crate) type PipelineBody = <Pipeline as Answers>::Body;
@@ -82,34 +93,23 @@ impl Stack {
         let objective = Objective::success(objective.success)?
             .first_data_within(objective.latency, objective.within)?;
         let sla = Sla::new(objective).named("gateway");
-        let retry = &config.retry;
-        let backoff = Backoff::exponential(retry.min_backoff, retry.max_backoff)?;
+        let kept = config.server.body_limit.saturating_add(ADDED);
+        let budget = Budget::percent(config.retry.budget_percent);
 
-        let pipeline = ServiceBuilder::new()
-            .layer(gates((account, sla.clone())).classify(Llm))
-            .layer(DeadlineLayer::new(config.timeouts.stream).named("gateway"))
-            .layer(GateLayer::new(limits.gate().clone()).classify(Llm))
-            .layer(
-                RetryLayer::new(backoff)
-                    .attempts(retry.attempts)
-                    .budget(Budget::percent(retry.budget_percent))
-                    // A completion has no effect but its answer, and the caller has seen none of that yet.
-                    .repeat(Repeatable::All)
-                    .condition(|verdict, answer| {
-                        let elsewhere = answer.is_some_and(|head| is_set_aside(head.headers));
-                        elsewhere || transient(verdict, answer)
-                    })
-                    // What is asked of a stream besides comes on top of the longest body.
-                    .replay_up_to(config.server.body_limit.saturating_add(ADDED))
-                    .wait_up_to(LONGEST_WAIT)
-                    .classify(Llm)
-                    .named("gateway"),
-            )
+        let retrying = ServiceBuilder::new()
+            .layer(retry(&config.retry, kept, budget.clone())?)
+            .layer(hedge(&config.hedge, kept, budget)?)
             .layer(layer_fn(|balance| {
                 Elsewhere::new(balance, backends.endpoints.clone())
             }))
             .layer(BalanceLayer::new(config.strategy).classify(Llm))
             .service(backends.endpoints.clone());
+        let pipeline = ServiceBuilder::new()
+            .layer(gates((account, sla.clone())).classify(Llm))
+            .layer(DeadlineLayer::new(config.timeouts.stream).named("gateway"))
+            .layer(GateLayer::new(limits.gate().clone()).classify(Llm))
+            .layer(fallback(&config.fallbacks, kept, &retrying))
+            .service(retrying);
 
         Ok(Self {
             pipeline,
@@ -117,6 +117,65 @@ impl Stack {
             sla: sla.handle(),
         })
     }
+}
+
+fn retry(retry: &config::Retry, kept: usize, budget: Budget) -> Result<RetryLayer<Llm>, BoxError> {
+    let backoff = Backoff::exponential(retry.min_backoff, retry.max_backoff)?;
+    Ok(RetryLayer::new(backoff)
+        .attempts(retry.attempts)
+        .budget(budget)
+        // A completion has no effect but its answer, and the caller has seen none of that yet.
+        .repeat(Repeatable::All)
+        .condition(|verdict, answer| {
+            let elsewhere = answer.is_some_and(|head| is_set_aside(head.headers));
+            elsewhere || transient(verdict, answer)
+        })
+        // What is asked of a stream besides comes on top of the longest body.
+        .replay_up_to(kept)
+        .wait_up_to(LONGEST_WAIT)
+        .classify(Llm)
+        .named("gateway"))
+}
+
+fn hedge(hedge: &config::Hedge, kept: usize, budget: Budget) -> Result<HedgeLayer<Llm>, BoxError> {
+    let (delay, repeatable) = match (hedge.after, hedge.quantile) {
+        (Some(after), _) => (Delay::fixed(after), Repeatable::All),
+        (None, Some(quantile)) => (Delay::quantile(Ratio::new(quantile)?), Repeatable::All),
+        (None, None) => (Delay::default(), Repeatable::when(|_| false)),
+    };
+    Ok(HedgeLayer::new(delay)
+        .at_most(Ratio::new(f64::from(hedge.percent) / 100.0)?)
+        .budget(budget)
+        .repeat(repeatable)
+        .keep_up_to(kept)
+        .classify(Llm)
+        .named("gateway"))
+}
+
+/// One alternative for each place in the lists of models.
+fn fallback(
+    models: &Fallbacks,
+    kept: usize,
+    service: &Retrying,
+) -> FallbackLayer<Full<Bytes>, Llm> {
+    let all = Arc::new(models.clone());
+    let none = FallbackLayer::new()
+        .replay_up_to(kept)
+        // The alternative itself says which model it is.
+        .mark(None);
+    let layer = (0..fallbacks::most(&all)).fold(none, |layer, place| {
+        let (other, has) = (
+            OtherModel::new(service.clone(), all.clone(), place),
+            all.clone(),
+        );
+        layer
+            .service(&format!("model-{}", place + 1), other)
+            .only_for(move |head| fallbacks::has(&has, head, place))
+    });
+    layer
+        .condition(fallbacks::helps)
+        .classify(Llm)
+        .named("gateway")
 }
 
 /// One backend behind its own gate.
@@ -127,13 +186,15 @@ pub(crate) fn endpoint(
     workers: usize,
 ) -> Endpoint<EndpointService, CircuitBreaker> {
     let breaker = &config.circuit_breaker;
-    let gate = CircuitBreaker::consecutive(breaker.failures, breaker.cooldown)
-        .longest_cooldown(breaker.longest_cooldown)
-        .named(backend.id.to_string());
-    let timeout = AttemptTimeoutLayer::first_byte(config.timeouts.first_byte);
+    let gate = gate(breaker).named(backend.id.to_string());
+    let timeouts = Timeouts::none()
+        .first_byte(config.timeouts.first_byte)
+        .idle(config.timeouts.idle);
+    let timeout = AttemptTimeoutLayer::new(timeouts);
     let name = backend.id.clone();
+    let upstream = Upstream::new(backend, config.timeouts.told(), workers);
     let most = u32::try_from(settings.max_connections).unwrap_or(u32::MAX);
-    let endpoint = Endpoint::new(name, timeout.layer(Upstream::new(backend, workers)))
+    let endpoint = Endpoint::new(name, timeout.layer(upstream))
         .weight(settings.weight)
         .max_in_flight(most)
         .priority(settings.priority);
@@ -141,4 +202,25 @@ pub(crate) fn endpoint(
         Some(zone) => endpoint.zone(&**zone).gate(gate),
         None => endpoint.gate(gate),
     }
+}
+
+fn gate(breaker: &config::Breaker) -> CircuitBreaker {
+    // Checked to be shares before.
+    let share = |share| Ratio::new(share).unwrap_or(Ratio::HALF);
+    let gate = match breaker.window {
+        Window::Consecutive => CircuitBreaker::consecutive(breaker.failures, breaker.cooldown),
+        Window::Count => {
+            CircuitBreaker::window(share(breaker.share), breaker.calls, breaker.cooldown)
+        }
+        Window::Time => {
+            CircuitBreaker::time_window(share(breaker.share), breaker.span, breaker.cooldown)
+        }
+    };
+    let gate = gate
+        .minimum_calls(breaker.minimum_calls)
+        .longest_cooldown(breaker.longest_cooldown);
+    if breaker.slow_after.is_zero() {
+        return gate;
+    }
+    gate.slow_calls(share(breaker.slow_share), breaker.slow_after)
 }

@@ -175,7 +175,7 @@ impl Item {
         Done {
             at: self.at,
             outcome,
-            attempts: exchange.attempts.count(),
+            attempts: exchange.attempts(),
             signature,
         }
     }

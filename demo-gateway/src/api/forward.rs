@@ -11,7 +11,7 @@ use http_body_util::Full;
 use palisade::{
     BoxError,
     balance::Affinity,
-    deadline::Deadline,
+    deadline::{Deadline, TimeoutHeader},
     head::RequestHead,
     rate_limit::{RateLimited, Tokens},
     reject::Rejected,
@@ -72,7 +72,7 @@ impl Outbound {
             .stack
             .pipeline
             .clone()
-            .oneshot(self.into_request(&app.meters.lengths))
+            .oneshot(self.into_request(&app.told, &app.meters.lengths))
             .await;
         if let Err(error) = &answer {
             count_refusal(app, &exchange.caller, error);
@@ -80,7 +80,9 @@ impl Outbound {
         answer
     }
 
-    fn into_request(self, lengths: &Lengths) -> Request<Full<Bytes>> {
+    fn into_request(self, told: &TimeoutHeader, lengths: &Lengths) -> Request<Full<Bytes>> {
+        let asked = told.read(&self.headers).unwrap_or(Duration::MAX);
+        let limit = asked.min(self.limit);
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
@@ -97,7 +99,7 @@ impl Outbound {
         }
         extensions.insert(self.exchange.attempts.clone());
         extensions.insert(self.exchange);
-        extensions.insert(Deadline(time::now() + self.limit));
+        extensions.insert(Deadline(time::now() + limit));
         request
     }
 }
@@ -206,7 +208,7 @@ fn failed<B>(response: &mut Response<B>, exchange: &Exchange) -> Option<ApiError
     );
     let makes_sense = status.is_success() || status.is_client_error() && !is_ours;
     (!makes_sense).then(|| {
-        let attempts = exchange.attempts.count();
+        let attempts = exchange.attempts();
         let status = status.as_u16();
         let detail = match attempts {
             1 => format!("the backend answered with status {status}"),
@@ -229,7 +231,7 @@ fn keep_limits(from: &HeaderMap, to: &mut HeaderMap) {
 
 /// Says who answered, after how many attempts, and how the caller stands.
 pub(crate) fn sign(headers: &mut HeaderMap, exchange: &Exchange, app: &App, language: Language) {
-    headers.insert(ATTEMPTS, exchange.attempts.count().into());
+    headers.insert(ATTEMPTS, exchange.attempts().into());
     if !headers.contains_key(BACKEND_ID) {
         let backend = exchange.backend().map(|backend| backend.name.clone());
         headers.insert(

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response,
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
@@ -26,6 +26,7 @@ use crate::{
     errors::{self, ApiError, Language},
     exchange::{Exchange, Operation},
     headers::{REQUEST_ID, to_backend},
+    splice::{place, splice},
     sse::{self, Late, PING_EVERY, Relay, UsageEvent},
     stack::PipelineBody,
 };
@@ -185,18 +186,8 @@ impl Edit {
                 )
             }
         };
-        let mut edited = BytesMut::with_capacity(body.len() + text.len());
-        edited.extend_from_slice(&body[..at.start]);
-        edited.extend_from_slice(text.as_bytes());
-        edited.extend_from_slice(&body[at.end..]);
-        edited.freeze()
+        splice(&body, at, &text)
     }
-}
-
-/// Where a value stands in the text that it was read from.
-fn place(body: &Bytes, raw: &RawValue) -> Range<usize> {
-    let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
-    start..start + raw.get().len()
 }
 
 /// `POST` below `/v1`.

@@ -84,10 +84,6 @@ impl Config {
             ("health_interval", self.health_interval),
             ("server.header_timeout", self.server.header_timeout),
             ("server.body_timeout", self.server.body_timeout),
-            ("timeouts.request", self.timeouts.request),
-            ("timeouts.stream", self.timeouts.stream),
-            ("timeouts.first_byte", self.timeouts.first_byte),
-            ("circuit_breaker.cooldown", self.circuit_breaker.cooldown),
             ("objective.latency", self.objective.latency),
         ];
         for (path, duration) in durations {
@@ -110,42 +106,6 @@ impl Config {
             "server.body_limit",
             "0 would refuse all bodies",
             "4194304 is 4 MiB",
-        );
-        check(
-            self.timeouts.request <= self.timeouts.stream,
-            "timeouts.stream",
-            "is shorter than `timeouts.request`",
-            "streams take longer than plain answers",
-        );
-        check(
-            (1..=10).contains(&self.retry.attempts),
-            "retry.attempts",
-            "is not 1 to 10",
-            "3 is usual, 1 never retries",
-        );
-        check(
-            (1..=100).contains(&self.retry.budget_percent),
-            "retry.budget_percent",
-            "is not 1 to 100",
-            "20 keeps an outage from becoming a storm",
-        );
-        check(
-            !self.retry.min_backoff.is_zero() && self.retry.min_backoff <= self.retry.max_backoff,
-            "retry.min_backoff",
-            "is 0 or longer than `retry.max_backoff`",
-            "for example \"25ms\" and \"1s\"",
-        );
-        check(
-            self.circuit_breaker.failures > 0,
-            "circuit_breaker.failures",
-            "0 would never close the circuit",
-            "at least 1",
-        );
-        check(
-            self.circuit_breaker.cooldown <= self.circuit_breaker.longest_cooldown,
-            "circuit_breaker.longest_cooldown",
-            "is shorter than `circuit_breaker.cooldown`",
-            "",
         );
         let share = |share: f64| share > 0.0 && share < 1.0;
         check(
@@ -172,6 +132,7 @@ impl Config {
             "is not the name of a header",
             "for example `x-session-id`",
         );
+        self.check_failing(&mut found);
         self.health_check.check(&mut found);
         if let Some(discovery) = &self.discovery {
             discovery.check(&mut found);

@@ -5,6 +5,7 @@ mod balance;
 mod check;
 mod discovery;
 mod duration;
+mod failing;
 mod file;
 mod health;
 mod limits;
@@ -21,6 +22,7 @@ pub use self::{
     check::Mistake,
     discovery::Discovery,
     duration::parse as parse_duration,
+    failing::{Breaker, Hedge, Retry, Timeouts, Window},
     file::{Fault, load, parse},
     health::{CheckKind, HealthCheck, Statuses},
     limits::{
@@ -79,6 +81,11 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Attempts beyond the first.
     pub retry: Retry,
+    /// A second attempt while the first still runs.
+    pub hedge: Hedge,
+    /// Which models answer instead of one that cannot, by its name; `default` is for all others.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fallbacks: BTreeMap<String, Vec<String>>,
     /// When a backend is left alone.
     pub circuit_breaker: Breaker,
     /// How backends are asked for their health.
@@ -121,6 +128,8 @@ impl Default for Config {
             server: Server::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
+            hedge: Hedge::default(),
+            fallbacks: BTreeMap::new(),
             circuit_breaker: Breaker::default(),
             health_check: HealthCheck::default(),
             discovery: None,
@@ -175,82 +184,6 @@ impl Default for Server {
             body_timeout: Duration::from_secs(30),
             body_limit: 4 * 1024 * 1024,
             shutdown_timeout: Duration::from_secs(30),
-        }
-    }
-}
-
-/// How long a request may take.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// From the request to the end of an answer that is not a stream, all attempts together.
-    #[serde(with = "duration")]
-    pub request: Duration,
-    /// The same for a stream, to its last event.
-    #[serde(with = "duration")]
-    pub stream: Duration,
-    /// From one attempt to the first data of its answer.
-    #[serde(with = "duration")]
-    pub first_byte: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            request: Duration::from_secs(60),
-            stream: Duration::from_secs(600),
-            first_byte: Duration::from_secs(30),
-        }
-    }
-}
-
-/// Attempts beyond the first.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Retry {
-    /// Attempts in all, the first included.
-    pub attempts: u32,
-    /// Attempts beyond the first, in percent of the requests.
-    pub budget_percent: u32,
-    /// The longest first pause; each further one may be twice as long.
-    #[serde(with = "duration")]
-    pub min_backoff: Duration,
-    /// The longest pause.
-    #[serde(with = "duration")]
-    pub max_backoff: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            attempts: 3,
-            budget_percent: 20,
-            min_backoff: Duration::from_millis(25),
-            max_backoff: Duration::from_secs(1),
-        }
-    }
-}
-
-/// When a backend is left alone.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Breaker {
-    /// Failures in a row that open the circuit of a backend.
-    pub failures: u32,
-    /// How long it stays open the first time; a probe that fails doubles it.
-    #[serde(with = "duration")]
-    pub cooldown: Duration,
-    /// The longest that it stays open.
-    #[serde(with = "duration")]
-    pub longest_cooldown: Duration,
-}
-
-impl Default for Breaker {
-    fn default() -> Self {
-        Self {
-            failures: 5,
-            cooldown: Duration::from_secs(1),
-            longest_cooldown: Duration::from_secs(30),
         }
     }
 }

@@ -12,6 +12,7 @@ mod cancel;
 mod connections;
 mod defects;
 mod discovery;
+mod failing;
 mod failures;
 mod health;
 mod identity;
