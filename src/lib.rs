@@ -35,6 +35,12 @@ pub mod balance {
     #[doc(inline)]
     pub use palisade_balance::*;
 }
+#[cfg(feature = "chaos")]
+pub mod chaos {
+    //! Fails requests on purpose, by a seed.
+    #[doc(inline)]
+    pub use palisade_chaos::*;
+}
 #[cfg(feature = "circuit-breaker")]
 pub mod circuit_breaker {
     //! Stops calling a service that keeps failing.
@@ -46,6 +52,12 @@ pub mod deadline {
     //! Ends requests that take too long, their bodies too.
     #[doc(inline)]
     pub use palisade_deadline::*;
+}
+#[cfg(feature = "fallback")]
+pub mod fallback {
+    //! Gives another answer, or asks another service.
+    #[doc(inline)]
+    pub use palisade_fallback::*;
 }
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit {
@@ -69,11 +81,11 @@ pub mod sla {
 pub use palisade_core::{
     BoxError, attempt, classify, cost, gate,
     gate::gates,
-    head, key, ratio,
+    head, key, peek, quantile, ratio,
     ratio::Ratio,
     reject,
     reject::{Reason, Rejected},
-    respond,
+    replay, respond,
     respond::{LayerExt, RespondLayer},
     retry_after, settle, time,
 };

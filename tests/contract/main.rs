@@ -9,21 +9,29 @@ mod laws;
 
 use std::{fs, path::Path, time::Duration};
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
 use palisade::{
-    Ratio,
+    BoxError, Ratio,
     balance::{AffinityLayer, Balance, Endpoint, Endpoints},
-    circuit_breaker::{CircuitBreaker, CircuitBreakerLayer},
-    classify::Sse,
+    chaos::{ChaosLayer, Fault},
+    circuit_breaker::{
+        CircuitBreaker, CircuitBreakerLayer, KeyedCircuitBreaker, KeyedCircuitBreakerLayer,
+        Settings, Throttle, ThrottleLayer,
+    },
+    classify::{Sse, Verdict},
     deadline::{AttemptTimeoutLayer, DeadlineLayer},
+    fallback::FallbackLayer,
     gate::GateLayer,
     gates,
-    key::header,
+    key::{header, path},
     rate_limit::{Headers, Quota, QuotaMirrorLayer, RateLimit, RateLimitLayer, Rule},
     retry::{Backoff, Repeatable, RetryLayer},
     sla::{Objective, Sla, SlaLayer},
 };
 use palisade_core::testing::CountingAllocator;
-use tower::Layer;
+use tower::{Layer, service_fn};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -88,6 +96,24 @@ table! {
         readiness: Readiness::OfInner,
         allocations: 0,
     }
+    circuit_breaker_time_window "circuit-breaker" {
+        layer: |inner| CircuitBreakerLayer::time_window(Ratio::HALF, HOUR, HOUR).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    keyed_circuit_breaker "circuit-breaker" {
+        layer: |inner| {
+            let breaker = KeyedCircuitBreaker::new(Settings::five_in_a_row(), path());
+            KeyedCircuitBreakerLayer::new(breaker).layer(inner)
+        },
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    throttle "circuit-breaker" {
+        layer: |inner| ThrottleLayer::new(Throttle::new()).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
     deadline "deadline" {
         layer: |inner| DeadlineLayer::new(HOUR).layer(inner),
         readiness: Readiness::OfInner,
@@ -148,6 +174,37 @@ table! {
     }
     retry_of_what_may_not_be_retried "retry" {
         layer: |inner| retry().repeat(Repeatable::when(|_| false)).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    fallback_to_a_service "fallback" {
+        layer: |inner| {
+            let down = service_fn(async |_| Err::<Response<Full<Bytes>>, BoxError>("down".into()));
+            FallbackLayer::new().service("secondary", down).layer(inner)
+        },
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    fallback_to_a_value "fallback" {
+        layer: |inner| {
+            let closed = FallbackLayer::new().value("closed", Response::new("closed"));
+            // What the laws do to a service is to be seen.
+            closed.condition(|failure| failure.verdict() == Verdict::Unsent).layer(inner)
+        },
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    chaos_that_is_off "chaos" {
+        layer: |inner| ChaosLayer::off(42).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    chaos_that_does_not_strike "chaos" {
+        layer: |inner| {
+            let never = Fault::hang().when(|_| false);
+            let rare = Fault::reset().share(Ratio::new(1e-12).expect("a share"));
+            ChaosLayer::new(42, [never, rare]).layer(inner)
+        },
         readiness: Readiness::OfInner,
         allocations: 0,
     }

@@ -5,7 +5,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{Router, routing::get};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use http::{Request, Response};
 use palisade::{
     LayerExt as _, RespondLayer,
@@ -15,11 +15,11 @@ use palisade::{
     key,
     rate_limit::{Quota, RateLimit, RateLimitLayer},
 };
+use palisade_core::testing::Raw;
 use tonic::{
     Code, Status,
     body::Body,
     client::GrpcService,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     server::NamedService,
     service::{LayerExt as _, Routes},
     transport::Endpoint,
@@ -170,42 +170,4 @@ async fn unary(
     client
         .unary(tonic::Request::new(Bytes::new()), path, Raw)
         .await
-}
-
-/// Messages as they are.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
