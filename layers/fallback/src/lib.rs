@@ -96,8 +96,8 @@
 //!
 //! Boxes are only on the path of a failure: the alternatives, of whatever types, and the chain through them. A request
 //! that the service answers costs what was kept of it, and that only if an alternative may want it: nothing with values
-//! alone; with a function or a service two allocations for a copy of the headers, if there are any, and what it costs to
-//! clone the extensions; with a service one more for a body that is not empty, and the list of the frames that are read.
+//! alone; with a function, a service or a value that is only for some requests two allocations for a copy of the
+//! headers, if there are any, and what it costs to clone the extensions; with a service one more for a body that is not empty, and the list of the frames that are read.
 //!
 //! A failed answer is read as far as it is there, up to 16 KiB, and let go before the next service is asked, so that
 //! it holds neither a connection nor a permit that the next one may wait for. That is why the last failure is passed

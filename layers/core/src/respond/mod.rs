@@ -30,6 +30,9 @@ use crate::{BoxError, head::RequestHead};
 /// status. Whatever else fails stays an error, for a body that is cut short must not look whole: so does an event
 /// stream that has said its length or its encoding, and gRPC-Web. The body that has failed is dropped before its
 /// reader hears so.
+///
+/// What was sent cannot be taken back: a reader gets the half of an event that came before the failure, whose data may be
+/// cut off, as an event of its own. And nothing happens to a body that nobody polls.
 #[derive(Clone, Copy, Debug)]
 pub struct RespondLayer(());
 
