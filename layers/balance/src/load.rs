@@ -398,10 +398,11 @@ impl Load {
             .note(whole - attempt.waited, attempt.size.usual(), usual);
     }
 
-    /// An answer that took at least this long, if that says more than is known.
+    /// An answer that took at least this long, if that says more than is known: of one that nobody has heard of, what is
+    /// known of its peers, so that a caller who leaves at once makes nobody cheap.
     pub(crate) fn censored(&mut self, attempt: &Attempt, latency: f64, now: u64) {
         let (latency, share) = Self::divide(attempt, latency, self.share(self.tau, now));
-        if self.estimate.is_none_or(|estimate| latency > estimate) {
+        if latency > self.estimate.unwrap_or(self.peers) {
             self.update(latency, share, now);
         }
     }

@@ -189,6 +189,19 @@ fn who_left_early_says_nothing_and_who_left_late_does() {
 }
 
 #[test]
+fn one_that_nobody_has_heard_of_is_known_by_who_left_late_and_not_by_who_left_at_once() {
+    let mut load = Load::new(0);
+    let attempt = load.start(Size::ONE, &NORM, 0);
+    for waited in [0.0, 1e6, PEERS] {
+        load.censored(&attempt, waited, 1_000 * MS);
+        assert_eq!(load.estimate(), None, "{waited}");
+    }
+    load.censored(&attempt, 2e9, 2_000 * MS);
+    assert_eq!(load.estimate(), Some(2e9));
+    assert_eq!(load.typical(), None);
+}
+
+#[test]
 fn what_takes_long_because_it_is_much_makes_nobody_slow() {
     let mut load = Load::new(0);
     answered(&mut load, Size::ONE, 0, 100 * MS);
