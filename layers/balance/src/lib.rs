@@ -160,8 +160,9 @@
 //! [probes](Endpoints::probes) for each request; 1.73, 1.49 and 1.32 where endpoints become slow and fast again; for
 //! answers of language models on uneven endpoints, with twenty, 2.05, 1.84 and 1.76 (seeds of `tests/simulation`, which
 //! holds it to that). What nobody tells it cannot know: of uneven endpoints that have just started, each of fifty
-//! gateways learns by a request of its own which are slow, 3.9 with or without reports. An endpoint that fails is probed by each gateway every fifty seconds, which is 0.7 % of all requests
-//! with eight gateways and 36 requests in a second; with [health checks](Endpoints::health_checks) it is none.
+//! gateways learns by a request of its own which are slow, 3.9 with or without reports. An endpoint that fails is
+//! probed by each gateway every fifty seconds, which is 0.7 % of all requests with eight gateways and 36 requests in a
+//! second; with [health checks](Endpoints::health_checks) it is none.
 //!
 //! The module `simulation`, behind the feature of that name, has twenty-one workloads, and all figures beside what
 //! others do; `demo-gateway simulate` shows each. The estimate does not decay while somebody waits: the peak-EWMA that

@@ -16,7 +16,8 @@ pub(crate) use self::machine::{Admitted, Fault, Machine, Standing, Verge};
 /// [`Endpoints::set_ejection`](crate::Endpoints::set_ejection).
 ///
 /// The default ejects after five failures in a row, or when of at least ten ends within ten seconds less than 80 %
-/// worked, or of the last twenty where fewer came in that time; for 1 s at first, twice as long each time, 50 s at most; and at most 30 % of the endpoints at a time.
+/// worked, or of the last twenty where fewer came in that time; for 1 s at first, twice as long each time, 50 s at most;
+/// and at most 30 % of the endpoints at a time.
 /// Who is back after failures is ejected by the first that follows until five requests in a row have worked.
 /// An answer that asks to be left alone for a while (Retry-After) ejects for that long, at least for half of the first
 /// pause. Ten answers of overload with none
