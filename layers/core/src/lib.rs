@@ -47,6 +47,7 @@ pub mod replay;
 pub mod respond;
 pub mod retry_after;
 pub mod settle;
+pub mod signal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod time;

@@ -93,7 +93,7 @@ impl Tally {
 
     pub(crate) fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs;
+            *mine = mine.saturating_add(theirs);
         }
     }
 
@@ -113,9 +113,37 @@ impl Tally {
     }
 }
 
+#[cfg(feature = "hdr")]
+impl Tally {
+    pub(crate) fn counts(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+#[cfg(feature = "hdr")]
+impl From<Verdicts> for Tally {
+    fn from(verdicts: Verdicts) -> Self {
+        let mut tally = Self::default();
+        for class in Class::ALL {
+            tally.0[class as usize] = match class {
+                Class::Success => verdicts.success,
+                Class::Failure => verdicts.failure,
+                Class::Overload => verdicts.overload,
+                Class::TimedOut => verdicts.timed_out,
+                Class::Unsent => verdicts.unsent,
+                Class::Refused => verdicts.refused,
+                Class::CallerFault => verdicts.caller_fault,
+                Class::RateLimited => verdicts.rate_limited,
+                Class::Canceled => verdicts.canceled,
+            };
+        }
+        tally
+    }
+}
+
 /// How many requests have ended in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Verdicts {
     /// Good: the service did its work.
     pub success: u64,

@@ -1,9 +1,10 @@
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use palisade_core::{
     classify::Usage,
     gate::{Admit, Gate},
     head::RequestHead,
+    reject::Rejected,
     settle::{End, Settle},
     time,
 };
@@ -13,9 +14,10 @@ use crate::{
     class::Class,
     compliance::Targets,
     handle::Handle,
-    indicators::{Ended, Event},
+    indicators::{Ended, Event, Gaps},
+    labels::{InvalidDimension, NOWHERE, Places, Read},
     objective::Objective,
-    state::Shared,
+    state::{Scope, Shared},
 };
 
 /// Measures requests against an objective, and lets all of them through.
@@ -62,7 +64,7 @@ impl Sla {
         self
     }
 
-    /// Summarises windows of up to this instead of 5 minutes, an hour at most: 7 KiB for each 30th of it or 10 seconds.
+    /// Summarises windows of up to this instead of 5 minutes, an hour at most: 10 KiB for each 30th of it or 10 seconds.
     ///
     /// Forgets what was counted so far.
     #[must_use]
@@ -81,6 +83,104 @@ impl Sla {
         self
     }
 
+    /// Counts requests also by what `read` finds in their head, each label by itself: by route, by model, by class of key.
+    ///
+    /// A request without a label is in no part of this dimension. The first 32 labels ([`most_labels`](Self::most_labels))
+    /// get a place of 40 KiB each, and all others are `other` together, as are those of more than 128 bytes: what callers
+    /// may choose freely is no label. What is only known further in is counted there, by [`further_in`](Self::further_in)
+    /// and [`labelled`](Self::labelled).
+    ///
+    /// ```
+    /// use palisade_sla::{Objective, Sla};
+    ///
+    /// let sla = Sla::new(Objective::success(0.999)?)
+    ///     .by("route", |head| Some(head.uri.path()))?
+    ///     .by("model", |head| head.headers.get("x-model")?.to_str().ok())?;
+    /// # assert_eq!(sla.handle().labels(std::time::Duration::from_secs(60)).len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails when the dimension has been given a way to read its labels before, or is the ninth.
+    pub fn by<F>(self, dimension: &str, read: F) -> Result<Self, InvalidDimension>
+    where
+        F: for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    {
+        self.shared.dimensions.read(dimension, Box::new(read))?;
+        self.shared.reserve();
+        Ok(self)
+    }
+
+    /// A gate for the requests of one label, which is known before they come: for one endpoint of a balancer.
+    ///
+    /// It counts by this label only, so that requests which pass it and the layer further out are counted once. A label
+    /// that gets no place is counted as `other`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the dimension is the ninth.
+    pub fn labelled(&self, dimension: &str, label: &str) -> Result<LabelledSla, InvalidDimension> {
+        let places = self.shared.dimensions.place(dimension, label)?;
+        self.shared.reserve();
+        Ok(LabelledSla {
+            places,
+            ..self.further_in()
+        })
+    }
+
+    /// A gate for what is only known further in, where the head says more: the model after the body was read, the class of
+    /// a key after it was looked up.
+    ///
+    /// It counts by the labels of [`LabelledSla::by`] only, so that requests which pass it and the layer further out are
+    /// counted once.
+    ///
+    /// ```
+    /// use palisade_core::gate::gates;
+    /// use palisade_sla::{Objective, Sla};
+    ///
+    /// #[derive(Clone)]
+    /// struct Model(&'static str);
+    ///
+    /// let sla = Sla::new(Objective::success(0.999)?).by("route", |head| Some(head.uri.path()))?;
+    /// let models = sla
+    ///     .further_in()
+    ///     .by("model", |head| Some(head.extensions.get::<Model>()?.0))?;
+    /// let (outer, inner) = (gates((sla, ())), gates((models, ())));
+    /// # let _ = (outer, inner);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn further_in(&self) -> LabelledSla {
+        LabelledSla {
+            shared: self.shared.clone(),
+            places: NOWHERE,
+            reads: Vec::new(),
+        }
+    }
+
+    /// Gives dimensions that are added from now on so many labels instead of 32, and 253 at most.
+    #[must_use]
+    pub fn most_labels(self, most: usize) -> Self {
+        self.shared.dimensions.set_most(most);
+        self
+    }
+
+    /// Asks this how many requests wait to be served, whenever a summary is made.
+    #[must_use]
+    pub fn queue_depth(self, depth: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        let depth = Arc::new(depth);
+        self.shared.set(|settings| settings.queue = Some(depth));
+        self
+    }
+
+    /// Has [`Handle::publish`] tell of each label, too: four series for each.
+    #[cfg(feature = "metrics")]
+    #[must_use]
+    pub fn publish_labels(self) -> Self {
+        self.shared.set(|settings| settings.publishes_labels = true);
+        self
+    }
+
     /// Reports what was measured.
     pub fn handle(&self) -> Handle {
         Handle::new(self.shared.clone())
@@ -91,14 +191,65 @@ impl Gate for Sla {
     type Guard = InFlight;
 
     #[inline]
-    fn admit(&self, _: &RequestHead<'_>, now: Instant) -> Admit<InFlight> {
-        self.shared.enter();
-        Admit::Now(Ok(InFlight {
-            shared: self.shared.clone(),
-            since: now,
-            first_data: None,
-            told: None,
-        }))
+    fn admit(&self, head: &RequestHead<'_>, now: Instant) -> Admit<InFlight> {
+        let scope = Scope {
+            whole: true,
+            places: self.shared.dimensions.places(head),
+        };
+        Admit::Now(Ok(InFlight::new(&self.shared, scope, now)))
+    }
+}
+
+/// Measures requests by their labels, as [`Sla::labelled`] and [`Sla::further_in`] say. Clones count together.
+#[derive(Clone)]
+pub struct LabelledSla {
+    shared: Arc<Shared>,
+    places: Places,
+    /// By dimension.
+    reads: Vec<(usize, Arc<Read>)>,
+}
+
+impl LabelledSla {
+    /// Counts requests by what `read` finds in their head here, as [`Sla::by`] does further out.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the dimension is the ninth.
+    pub fn by<F>(mut self, dimension: &str, read: F) -> Result<Self, InvalidDimension>
+    where
+        F: for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    {
+        let at = self.shared.dimensions.add(dimension)?;
+        self.shared.reserve();
+        self.reads.push((at, Arc::new(read)));
+        Ok(self)
+    }
+}
+
+impl fmt::Debug for LabelledSla {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LabelledSla")
+            .field("places", &self.places)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gate for LabelledSla {
+    type Guard = InFlight;
+
+    #[inline]
+    fn admit(&self, head: &RequestHead<'_>, now: Instant) -> Admit<InFlight> {
+        let mut places = self.places;
+        for (at, read) in &self.reads {
+            if let Some(label) = read(head) {
+                places[*at] = self.shared.dimensions.place_at(*at, label);
+            }
+        }
+        let scope = Scope {
+            whole: false,
+            places,
+        };
+        Admit::Now(Ok(InFlight::new(&self.shared, scope, now)))
     }
 }
 
@@ -106,46 +257,112 @@ impl Gate for Sla {
 #[derive(Debug)]
 pub struct InFlight {
     shared: Arc<Shared>,
-    since: Instant,
-    first_data: Option<Duration>,
-    /// The verdict, when that was known before the end.
-    told: Option<(Class, Option<Usage>)>,
+    scope: Scope,
+    /// In nanoseconds, as all times here.
+    since: u64,
+    first_data: Option<u64>,
+    /// When the newest piece of the answer came, and the longest time without one.
+    piece: Option<u64>,
+    longest_gap: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Nobody has said how it ends.
+    Open,
+    /// The verdict was known before the end.
+    Told(Class, Option<Usage>, Option<Gaps>),
+    Counted,
 }
 
 impl InFlight {
-    fn end(&self, class: Class, usage: Option<Usage>, now: Instant) {
+    #[inline]
+    fn new(shared: &Arc<Shared>, scope: Scope, since: Instant) -> Self {
+        shared.enter(&scope);
+        Self {
+            shared: shared.clone(),
+            scope,
+            since: shared.nanos(since),
+            first_data: None,
+            piece: None,
+            longest_gap: 0,
+            state: State::Open,
+        }
+    }
+
+    #[inline]
+    fn end(&mut self, class: Class, usage: Option<Usage>, gaps: Option<Gaps>, now: u64) {
+        self.state = State::Counted;
         let ended = Ended {
             class,
             usage,
             first_data: self.first_data,
-            total: now.saturating_duration_since(self.since),
+            total: now.saturating_sub(self.since),
+            gaps,
         };
-        self.shared.record(&Event::End(ended), now);
+        self.shared.end(&Event::End(ended), now, &self.scope);
+    }
+
+    /// The time between tokens, of an answer that came in pieces.
+    #[inline]
+    fn gaps(&self, end: &End, now: u64) -> Option<Gaps> {
+        if end.streamed < 2 {
+            return None;
+        }
+        let told = end.usage.map_or(0, |usage| usage.completion);
+        let tokens = if told > 1 { told } else { end.streamed };
+        let streaming = now.saturating_sub(self.since + self.first_data?);
+        Some(Gaps {
+            mean: streaming / (tokens - 1),
+            longest: self.longest_gap,
+        })
     }
 }
 
 impl Settle for InFlight {
+    const FOLLOWS: bool = true;
+
+    #[inline]
     fn first_data(&mut self, now: Instant) {
-        let taken = now.saturating_duration_since(self.since);
+        let now = self.shared.nanos(now);
+        let taken = now.saturating_sub(self.since);
         self.first_data = Some(taken);
-        self.shared.record(&Event::FirstData(taken), now);
+        self.shared
+            .record(&Event::FirstData(taken), now, &self.scope);
     }
 
-    fn settle(&mut self, end: &End, _: Instant) {
-        self.told = Some((Class::of(end.verdict), end.usage));
+    fn progress(&mut self, _: u64, now: Instant) -> Result<(), Rejected> {
+        let now = self.shared.nanos(now);
+        if let Some(before) = self.piece.replace(now) {
+            self.longest_gap = self.longest_gap.max(now.saturating_sub(before));
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, end: &End, now: Instant) {
+        let gaps = self.gaps(end, self.shared.nanos(now));
+        self.state = State::Told(Class::of(end.verdict), end.usage, gaps);
     }
 
     #[inline]
     fn finish(&mut self, end: &End, now: Instant) {
-        self.end(Class::of(end.verdict), end.usage, now);
+        let now = self.shared.nanos(now);
+        let gaps = self.gaps(end, now);
+        self.end(Class::of(end.verdict), end.usage, gaps, now);
     }
 }
 
 impl Drop for InFlight {
+    #[inline]
     fn drop(&mut self) {
-        if let Some((class, usage)) = self.told.take() {
-            self.end(class, usage, time::now());
+        match self.state {
+            State::Counted => {}
+            State::Told(class, usage, gaps) => {
+                let now = self.shared.nanos(time::now());
+                self.end(class, usage, gaps, now);
+            }
+            State::Open => self.shared.leave(&self.scope),
         }
-        self.shared.leave();
     }
 }

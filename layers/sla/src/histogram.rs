@@ -1,45 +1,120 @@
 //! Durations in log-linear bins.
 
-use std::time::Duration;
+use std::fmt;
 
-/// The steps of an octave, as a power of two: a bin is at most 1/32 (3.125 %) of its lower edge wide.
-const STEPS: u32 = 5;
-/// The width of the narrowest bins, as a power of two of nanoseconds: 2 us.
-const UNIT: u32 = 11;
-/// Bins double in width from here to 2^42 ns: 73 minutes.
-const OCTAVES: u32 = 42 - UNIT - STEPS;
-/// The first 32 bins are all of the narrowest width, up to 66 us.
-const BINS: usize = ((OCTAVES + 1) << STEPS) as usize;
+/// Bins double in width up to 2^42 ns: 73 minutes.
+const TOP: u32 = 42;
 
-/// How many durations there were of each size. 3.4 KiB whatever their number.
+/// Which durations share a bin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scale {
+    /// The steps of an octave, as a power of two: with 5 a bin is at most 1/32 (3.125 %) of its lower edge wide.
+    steps: u32,
+    /// The width of the narrowest bins, as a power of two of nanoseconds.
+    unit: u32,
+}
+
+impl Scale {
+    pub(crate) const fn bins(self) -> usize {
+        // The first octave of steps is linear.
+        ((TOP - self.unit - self.steps + 1) << self.steps) as usize
+    }
+
+    #[inline]
+    pub(crate) fn bin(self, nanos: u64) -> usize {
+        let units = nanos >> self.unit;
+        let shift = (units >> self.steps).checked_ilog2().unwrap_or(0);
+        let bin = (u64::from(shift) << self.steps) + (units >> shift);
+        bin.min(self.bins() as u64 - 1) as usize
+    }
+
+    /// The middle of a bin, in nanoseconds; the last one has none.
+    pub(crate) fn middle(self, bin: usize) -> f64 {
+        if bin == self.bins() - 1 {
+            return f64::INFINITY;
+        }
+        let steps = 1 << self.steps;
+        let (octave, step) = (bin >> self.steps, bin & (steps - 1));
+        let (start, width) = match octave {
+            0 => (step, 1),
+            _ => ((steps + step) << (octave - 1), 1 << (octave - 1)),
+        };
+        (start as f64 + f64::from(width) / 2.0) * f64::from(1 << self.unit)
+    }
+}
+
+/// Counts durations in bins.
+pub(crate) trait Durations: Clone + Default + fmt::Debug {
+    const SCALE: Scale;
+
+    /// Counts one of so many nanoseconds.
+    fn record(&mut self, nanos: u64);
+
+    fn add(&mut self, other: &Self);
+
+    fn bins(&self) -> &[u32];
+
+    /// Of all, in nanoseconds.
+    fn sum(&self) -> u64;
+
+    fn max(&self) -> u64;
+}
+
+/// Of a whole layer: 32 steps an octave above 66 us, 3.4 KiB whatever is counted.
+pub(crate) type Whole = Histogram<5, 11, { Scale { steps: 5, unit: 11 }.bins() }>;
+
+/// Of one label: 16 steps an octave above 262 us, 1.6 KiB.
+pub(crate) type Light = Histogram<4, 14, { Scale { steps: 4, unit: 14 }.bins() }>;
+
+/// How many durations there were of each size. Its memory never grows.
 #[derive(Clone, Debug)]
-pub(crate) struct Histogram {
+pub(crate) struct Histogram<const STEPS: u32, const UNIT: u32, const BINS: usize> {
     bins: [u32; BINS],
     sum: u64,
     max: u64,
 }
 
-impl Histogram {
+impl<const STEPS: u32, const UNIT: u32, const BINS: usize> Durations
+    for Histogram<STEPS, UNIT, BINS>
+{
+    const SCALE: Scale = Scale {
+        steps: STEPS,
+        unit: UNIT,
+    };
+
     #[inline]
-    pub(crate) fn record(&mut self, duration: Duration) {
-        let nanos = nanos(duration);
-        let bin = &mut self.bins[bin(nanos)];
+    fn record(&mut self, nanos: u64) {
+        let bin = &mut self.bins[Self::SCALE.bin(nanos)];
         *bin = bin.saturating_add(1);
         // 584 years: what ends in one time bucket has not taken that long.
         self.sum = self.sum.saturating_add(nanos);
         self.max = self.max.max(nanos);
     }
 
-    pub(crate) fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.bins.iter_mut().zip(other.bins) {
             *mine = mine.saturating_add(theirs);
         }
         self.sum = self.sum.saturating_add(other.sum);
         self.max = self.max.max(other.max);
     }
+
+    fn bins(&self) -> &[u32] {
+        &self.bins
+    }
+
+    fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    fn max(&self) -> u64 {
+        self.max
+    }
 }
 
-impl Default for Histogram {
+impl<const STEPS: u32, const UNIT: u32, const BINS: usize> Default
+    for Histogram<STEPS, UNIT, BINS>
+{
     fn default() -> Self {
         Self {
             bins: [0; BINS],
@@ -50,8 +125,9 @@ impl Default for Histogram {
 }
 
 /// Many histograms as one, to be asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Merged {
+    scale: Scale,
     bins: Vec<u64>,
     count: u64,
     sum: u128,
@@ -59,22 +135,29 @@ pub(crate) struct Merged {
 }
 
 impl Merged {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(scale: Scale) -> Self {
         Self {
-            bins: vec![0; BINS],
+            scale,
+            bins: vec![0; scale.bins()],
             count: 0,
             sum: 0,
             max: 0,
         }
     }
 
-    pub(crate) fn add(&mut self, part: &Histogram) {
-        for (mine, &theirs) in self.bins.iter_mut().zip(&part.bins) {
+    pub(crate) fn add<H: Durations>(&mut self, part: &H) {
+        debug_assert_eq!(self.scale, H::SCALE);
+        for (mine, &theirs) in self.bins.iter_mut().zip(part.bins()) {
             *mine += u64::from(theirs);
             self.count += u64::from(theirs);
         }
-        self.sum += u128::from(part.sum);
-        self.max = self.max.max(part.max);
+        self.sum += u128::from(part.sum());
+        self.max = self.max.max(part.max());
+    }
+
+    /// Of all, in nanoseconds.
+    pub(crate) fn sum(&self) -> u64 {
+        u64::try_from(self.sum).unwrap_or(u64::MAX)
     }
 
     /// The mean in seconds, exactly; 0 of nothing.
@@ -110,32 +193,48 @@ impl Merged {
             before > rank
         });
         let max = self.max as f64;
-        found.map_or(max, |bin| middle(bin).min(max))
+        found.map_or(max, |bin| self.scale.middle(bin).min(max))
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn bin(nanos: u64) -> usize {
-    let units = nanos >> UNIT;
-    let shift = (units >> STEPS).checked_ilog2().unwrap_or(0);
-    let bin = (u64::from(shift) << STEPS) + (units >> shift);
-    bin.min(BINS as u64 - 1) as usize
-}
-
-/// The middle of a bin, in nanoseconds; the last one has none.
-fn middle(bin: usize) -> f64 {
-    let (octave, step) = (bin >> STEPS, bin & ((1 << STEPS) - 1));
-    if bin == BINS - 1 {
-        return f64::INFINITY;
+#[cfg(feature = "hdr")]
+impl Merged {
+    /// How many there are of about so many nanoseconds each, shortest first.
+    pub(crate) fn recorded(&self) -> impl Iterator<Item = (u64, u64)> {
+        let bins = self.bins.iter().enumerate();
+        bins.filter(|(_, count)| **count > 0)
+            .map(|(bin, &count)| match self.scale.middle(bin) {
+                middle if middle.is_finite() => (middle as u64, count),
+                _ => (1 << TOP, count),
+            })
     }
-    let (start, width) = match octave {
-        0 => (step, 1),
-        _ => (((1 << STEPS) + step) << (octave - 1), 1 << (octave - 1)),
-    };
-    (start as f64 + f64::from(width) / 2.0) * f64::from(1 << UNIT)
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        debug_assert_eq!(self.scale, other.scale);
+        for (mine, theirs) in self.bins.iter_mut().zip(&other.bins) {
+            *mine = mine.saturating_add(*theirs);
+        }
+        self.count = self.count.saturating_add(other.count);
+        self.sum += other.sum;
+        self.max = self.max.max(other.max);
+    }
+
+    /// So many more of about so many nanoseconds.
+    pub(crate) fn insert(&mut self, nanos: u64, count: u64) {
+        let bin = &mut self.bins[self.scale.bin(nanos)];
+        *bin = bin.saturating_add(count);
+        self.count = self.count.saturating_add(count);
+    }
+
+    /// What those that were inserted came to, and the longest.
+    pub(crate) fn exactly(&mut self, sum: u64, max: u64) {
+        self.sum += u128::from(sum);
+        self.max = self.max.max(max);
+    }
+
+    pub(crate) fn max_nanos(&self) -> u64 {
+        self.max
+    }
 }
 
 #[cfg(test)]
@@ -144,12 +243,12 @@ mod tests {
 
     use super::*;
 
-    fn merged(parts: &[&[u64]]) -> Merged {
-        let mut merged = Merged::new();
+    fn merged<H: Durations>(parts: &[&[u64]]) -> Merged {
+        let mut merged = Merged::new(H::SCALE);
         for part in parts {
-            let mut histogram = Histogram::default();
+            let mut histogram = H::default();
             for &nanos in *part {
-                histogram.record(Duration::from_nanos(nanos));
+                histogram.record(nanos);
             }
             merged.add(&histogram);
         }
@@ -172,31 +271,41 @@ mod tests {
 
     #[test]
     fn bins_follow_each_other_without_a_gap() {
-        let mut last = 0;
-        for octave in 0..42 {
-            for step in 0..64 {
-                let nanos = (1_u64 << octave) + (step << octave) / 64;
-                let at = bin(nanos);
-                assert!(
-                    at == last || at == last + 1,
-                    "{nanos} ns: from {last} to {at}"
-                );
-                last = at;
+        for scale in [Whole::SCALE, Light::SCALE] {
+            let mut last = 0;
+            for octave in 0..42 {
+                for step in 0..64 {
+                    let nanos = (1_u64 << octave) + (step << octave) / 64;
+                    let at = scale.bin(nanos);
+                    assert!(
+                        at == last || at == last + 1,
+                        "{nanos} ns: from {last} to {at}"
+                    );
+                    last = at;
+                }
             }
+            assert_eq!(last, scale.bins() - 1);
         }
-        assert_eq!(last, BINS - 1);
     }
 
     #[test]
     fn each_bin_holds_its_middle() {
-        for at in 0..BINS - 1 {
-            assert_eq!(bin(middle(at) as u64), at);
+        for scale in [Whole::SCALE, Light::SCALE] {
+            for at in 0..scale.bins() - 1 {
+                assert_eq!(scale.bin(scale.middle(at) as u64), at);
+            }
         }
     }
 
     #[test]
+    fn what_a_histogram_takes_is_fixed() {
+        assert!(size_of::<Whole>() <= 3500);
+        assert!(size_of::<Light>() <= 1700);
+    }
+
+    #[test]
     fn nothing_is_zero() {
-        let nothing = merged(&[]);
+        let nothing = merged::<Whole>(&[]);
         let all = [nothing.average(), nothing.max(), nothing.percentile(0.5)];
         assert_eq!(all, [0.0; 3]);
     }
@@ -204,9 +313,9 @@ mod tests {
     #[test]
     fn what_is_longer_than_the_last_bin_is_its_maximum() {
         let day = 86_400_000_000_000;
-        let long = merged(&[&[day, day]]);
+        let long = merged::<Light>(&[&[day, day]]);
         assert_eq!((long.percentile(0.5), long.max()), (86_400.0, 86_400.0));
-        let forever = merged(&[&[u64::MAX], &[u64::MAX]]);
+        let forever = merged::<Whole>(&[&[u64::MAX], &[u64::MAX]]);
         assert!(forever.percentile(0.99) > 1e10);
     }
 
@@ -216,23 +325,31 @@ mod tests {
             mut list in durations(),
             share in 0.0..=1.0,
         ) {
-            let merged = merged(&[&list[..list.len() / 2], &list[list.len() / 2..]]);
+            let halves = [&list[..list.len() / 2], &list[list.len() / 2..]];
+            let (whole, light) = (merged::<Whole>(&halves), merged::<Light>(&halves));
             list.sort_unstable();
             for share in [0.5, 0.95, 0.99, share] {
-                let (found, expected) = (merged.percentile(share), exact(&list, share));
-                prop_assert!((found - expected).abs() <= 0.032 * expected, "{found} {expected}");
-                prop_assert!(found <= merged.max());
+                let expected = exact(&list, share);
+                // Half a bin; the narrowest ones of a label are 16 us wide.
+                for (merged, part, least) in [(&whole, 0.016, 0.0), (&light, 0.032, 8.2e-6)] {
+                    let found = merged.percentile(share);
+                    let off = (found - expected).abs();
+                    prop_assert!(off <= (part * expected).max(least), "{found} {expected}");
+                    prop_assert!(found <= merged.max());
+                }
             }
             let mean = list.iter().sum::<u64>() as f64 / list.len() as f64 / 1e9;
-            prop_assert!((merged.average() - mean).abs() <= 1e-9 * mean);
-            prop_assert_eq!(merged.max(), list[list.len() - 1] as f64 / 1e9);
+            for merged in [whole, light] {
+                prop_assert!((merged.average() - mean).abs() <= 1e-9 * mean);
+                prop_assert_eq!(merged.max(), list[list.len() - 1] as f64 / 1e9);
+            }
         }
 
         #[test]
         fn adding_is_recording_both(one in durations(), other in durations()) {
             let histogram = |list: &[u64]| {
-                let mut histogram = Histogram::default();
-                list.iter().for_each(|&nanos| histogram.record(Duration::from_nanos(nanos)));
+                let mut histogram = Whole::default();
+                list.iter().for_each(|&nanos| histogram.record(nanos));
                 histogram
             };
             let mut sum = histogram(&one);

@@ -1,25 +1,31 @@
 //! What is counted in a bucket of time.
 
-use std::time::Duration;
-
 use palisade_core::classify::Usage;
 
 use crate::{
     burn::Counts,
     class::{Class, Standing, Tally},
-    histogram::Histogram,
+    histogram::Durations,
     objective::Objective,
 };
 
-/// Something that happens to a request.
+/// Something that happens to a request. All durations are in nanoseconds, which takes less than to go back and forth.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     /// The first data of its answer, so long after it was admitted.
-    FirstData(Duration),
+    FirstData(u64),
     /// Its end.
     End(Ended),
     /// Tokens that its answer did not tell, and how long they took.
-    Tokens(Usage, Duration),
+    Tokens(Usage, u64),
+}
+
+/// The time between the tokens of one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gaps {
+    pub(crate) mean: u64,
+    /// Between two pieces of it that came one after the other.
+    pub(crate) longest: u64,
 }
 
 /// How a request ended.
@@ -27,8 +33,10 @@ pub(crate) enum Event {
 pub(crate) struct Ended {
     pub(crate) class: Class,
     pub(crate) usage: Option<Usage>,
-    pub(crate) first_data: Option<Duration>,
-    pub(crate) total: Duration,
+    pub(crate) first_data: Option<u64>,
+    pub(crate) total: u64,
+    /// Of an answer that came token by token.
+    pub(crate) gaps: Option<Gaps>,
 }
 
 impl Ended {
@@ -51,14 +59,17 @@ impl Ended {
 
 /// What happened in a bucket of time.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Indicators {
+pub(crate) struct Indicators<H> {
     pub(crate) tally: Tally,
-    pub(crate) total: Histogram,
-    pub(crate) first_data: Histogram,
+    pub(crate) total: H,
+    pub(crate) first_data: H,
+    /// The mean gap of each answer.
+    pub(crate) gaps: H,
+    pub(crate) longest_gap: u64,
     pub(crate) tokens: Tokens,
 }
 
-impl Indicators {
+impl<H: Durations> Indicators<H> {
     #[inline]
     pub(crate) fn count(&mut self, event: &Event) {
         match *event {
@@ -67,6 +78,10 @@ impl Indicators {
                 self.tally.count(ended.class);
                 if ended.class.standing() != Standing::LeftOut {
                     self.total.record(ended.total);
+                    if let Some(gaps) = ended.gaps {
+                        self.gaps.record(gaps.mean);
+                        self.longest_gap = self.longest_gap.max(gaps.longest);
+                    }
                 }
                 if let Some(usage) = ended.usage {
                     self.tokens.count(usage, ended.total);
@@ -80,6 +95,8 @@ impl Indicators {
         self.tally.add(&other.tally);
         self.total.add(&other.total);
         self.first_data.add(&other.first_data);
+        self.gaps.add(&other.gaps);
+        self.longest_gap = self.longest_gap.max(other.longest_gap);
         self.tokens.add(&other.tokens);
     }
 }
@@ -90,20 +107,20 @@ pub(crate) struct Tokens {
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
     /// Of the requests with a rate: their number, and the sum and the highest of their tokens per second.
-    requests: u64,
-    rates: f64,
+    pub(crate) requests: u64,
+    pub(crate) rates: f64,
     pub(crate) highest: f64,
 }
 
 impl Tokens {
-    fn count(&mut self, usage: Usage, taken: Duration) {
+    fn count(&mut self, usage: Usage, taken: u64) {
         self.prompt = self.prompt.saturating_add(usage.prompt);
         self.completion = self.completion.saturating_add(usage.completion);
         let tokens = usage.prompt.saturating_add(usage.completion);
-        if tokens == 0 || taken.is_zero() {
+        if tokens == 0 || taken == 0 {
             return;
         }
-        let rate = tokens as f64 / taken.as_secs_f64();
+        let rate = tokens as f64 * 1e9 / taken as f64;
         self.requests += 1;
         self.rates += rate;
         self.highest = self.highest.max(rate);

@@ -5,10 +5,13 @@ use std::time::Duration;
 use crate::{
     burn::{Burn, Counts, ErrorBudgets, PERIOD},
     class::{Tally, Verdicts},
+    histogram::Whole,
     indicators::{Event, Indicators},
     objective::Objective,
     ring::Ring,
-    summary::Gathered,
+    state::nanos,
+    summary::{Gathered, Spans},
+    trend::Totals,
 };
 
 /// The longest window of a summary, unless told otherwise.
@@ -43,7 +46,9 @@ impl Default for Shape {
 pub(crate) struct Kept {
     shape: Shape,
     since: u64,
-    recent: Ring<Indicators>,
+    recent: Ring<Indicators<Whole>>,
+    /// For twice as long, so that a window has one before it.
+    totals: Ring<Totals>,
     budgets: ErrorBudgets,
     all: Tally,
 }
@@ -52,10 +57,12 @@ impl Kept {
     pub(crate) fn new(mut shape: Shape, now: u64) -> Self {
         shape.window = shape.window.min(LONGEST_WINDOW);
         let width = nanos((shape.window / BUCKETS).min(LONGEST_BUCKET)).max(1);
+        let buckets = nanos(shape.window).div_ceil(width);
         Self {
             shape,
             since: now,
-            recent: Ring::new(width, nanos(shape.window).div_ceil(width)),
+            recent: Ring::new(width, buckets),
+            totals: Ring::new(width, 2 * buckets),
             budgets: ErrorBudgets::new(shape.period),
             all: Tally::default(),
         }
@@ -75,20 +82,41 @@ impl Kept {
         self.budgets.report(now, objective)
     }
 
-    /// The buckets of a window up to the longest, its length in seconds, and how much of the time they cover.
-    pub(crate) fn gather(&self, now: u64, window: Duration) -> (Gathered, (f64, f64)) {
+    /// How long a bucket of error budgets is: an alert can begin or end once in it.
+    pub(crate) fn tick(&self) -> Duration {
+        Duration::from_nanos(self.budgets.fine().width())
+    }
+
+    /// The buckets of a window up to the longest.
+    pub(crate) fn gather(&self, now: u64, window: Duration) -> Gathered {
         let width = self.recent.width();
         let window = nanos(window.min(self.shape.window)).max(width);
         let buckets = window.div_ceil(width);
         let running = now - self.recent.start(now);
         // Right after the start this is the window: a few seconds are not a rate.
         let covered = (buckets * width + running).min(now.saturating_sub(self.since));
-        let gathered = Gathered::new(self.recent.window(now, buckets));
-        (gathered, (seconds(window), seconds(covered.max(window))))
+        let whole = buckets * width;
+        let start = (now - running).checked_sub(2 * whole);
+        let is_known = start.is_some_and(|start| start >= self.since);
+        let before = is_known.then(|| {
+            let mut sum = Totals::default();
+            for totals in self.totals.before(now, buckets) {
+                sum.add(totals);
+            }
+            (sum, seconds(whole))
+        });
+        let spans = Spans {
+            window: seconds(window),
+            covered: seconds(covered.max(window)),
+        };
+        Gathered::new(self.recent.window(now, buckets), before, spans)
     }
 
-    fn add(&mut self, at: u64, indicators: &Indicators, counted: &Counted) {
+    fn add(&mut self, at: u64, indicators: &Indicators<Whole>, counted: &Counted) {
         self.all.add(&indicators.tally);
+        if let Some(bucket) = self.totals.at(at) {
+            bucket.add(&Totals::of(indicators));
+        }
         if let Some(bucket) = self.recent.at(at) {
             bucket.add(indicators);
         }
@@ -98,17 +126,10 @@ impl Kept {
     }
 
     fn event(&mut self, at: u64, event: &Event, objective: &Objective) {
-        if let Event::End(ended) = event {
-            self.all.count(ended.class);
-        }
-        if let Some(bucket) = self.recent.at(at) {
-            bucket.count(event);
-        }
-        let mut counted = Counted::default();
+        let (mut indicators, mut counted) = (Indicators::default(), Counted::default());
+        indicators.count(event);
         counted.count(at, event, objective);
-        if let Some(first) = counted.first {
-            self.budgets.add(first, &counted.counts);
-        }
+        self.add(at, &indicators, &counted);
     }
 }
 
@@ -120,7 +141,7 @@ pub(crate) struct Running {
     from: u64,
     until: u64,
     empty: bool,
-    indicators: Indicators,
+    indicators: Indicators<Whole>,
     counted: Counted,
 }
 
@@ -207,10 +228,6 @@ impl Counted {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
@@ -229,7 +246,8 @@ mod tests {
             class,
             usage: None,
             first_data: None,
-            total: Duration::from_millis(5),
+            total: 5_000_000,
+            gaps: None,
         })
     }
 
@@ -299,10 +317,17 @@ mod tests {
                 for window in [span, span / 2, span / 30] {
                     let buckets = window.div_ceil(width);
                     let oldest = (now / width).saturating_sub(buckets) * width;
-                    let (gathered, spans) = kept.gather(now, Duration::from_nanos(window));
+                    let gathered = kept.gather(now, Duration::from_nanos(window));
                     prop_assert_eq!(gathered.verdicts(), recount(&list, oldest));
-                    prop_assert!(spans.1 >= spans.0);
-                    prop_assert!(spans.1 <= seconds(window + 2 * width));
+                    let Spans { window: asked, covered } = gathered.spans;
+                    prop_assert!(covered >= asked);
+                    prop_assert!(covered <= seconds(window + 2 * width));
+                    let earlier = (now / width).saturating_sub(2 * buckets) * width;
+                    let (all, now) = (recount(&list, earlier), recount(&list, oldest));
+                    if let Some((before, _)) = gathered.before {
+                        let expected = (all.good() - now.good(), all.bad() - now.bad());
+                        prop_assert_eq!((before.good, before.bad), expected);
+                    }
                 }
                 for alert in kept.burn(now, &objective()).availability.alerts {
                     for rate in [alert.long, alert.short] {
@@ -330,7 +355,10 @@ mod tests {
     #[test]
     fn rates_are_per_window_at_first_and_then_per_time_that_is_covered() {
         let kept = Kept::new(Shape::default(), 0);
-        let spans = |now: u64, window| kept.gather(now * SECOND, Duration::from_secs(window)).1;
+        let spans = |now: u64, window| {
+            let spans = kept.gather(now * SECOND, Duration::from_secs(window)).spans;
+            (spans.window, spans.covered)
+        };
         assert_eq!(spans(3, 300), (300.0, 300.0));
         assert_eq!(spans(305, 300), (300.0, 305.0));
         assert_eq!(spans(1007, 300), (300.0, 307.0));
@@ -338,13 +366,25 @@ mod tests {
         assert_eq!(spans(1007, 900), (300.0, 307.0), "no more than is kept");
         assert_eq!(spans(1007, 0), (10.0, 17.0), "no less than a bucket");
         let reset = Kept::new(Shape::default(), 1000 * SECOND);
-        let spans = reset.gather(1007 * SECOND, Duration::from_secs(10)).1;
+        let spans = reset.gather(1007 * SECOND, Duration::from_secs(10)).spans;
+        let spans = (spans.window, spans.covered);
         assert_eq!(spans, (10.0, 10.0), "what was forgotten is not covered");
     }
 
     #[test]
-    fn a_bucket_takes_7_kib() {
-        assert!(size_of::<Indicators>() <= 7 * 1024);
+    fn a_bucket_takes_10_kib() {
+        assert!(size_of::<Indicators<Whole>>() <= 10_600);
+    }
+
+    #[test]
+    fn what_came_before_is_known_once_there_was_such_a_window() {
+        let kept = Kept::new(Shape::default(), 0);
+        let known = |now: u64, window| {
+            let gathered = kept.gather(now * SECOND, Duration::from_secs(window));
+            gathered.before.is_some()
+        };
+        assert!(!known(19, 10) && known(20, 10));
+        assert!(!known(599, 300) && known(600, 300));
     }
 
     #[test]
@@ -355,7 +395,7 @@ mod tests {
                 let mut running = Running::new(objective());
                 running.turn(SECOND, &end(Class::Success), &mut kept);
                 running.drain(&mut kept);
-                assert_eq!(kept.gather(SECOND, window).0.verdicts().success, 1);
+                assert_eq!(kept.gather(SECOND, window).verdicts().success, 1);
                 assert_eq!(kept.burn(SECOND, &objective()).availability.events, 1);
             }
         }

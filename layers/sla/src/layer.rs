@@ -3,10 +3,13 @@ use std::{sync::Arc, time::Duration};
 use palisade_core::{
     classify::{Classify, Http},
     gate::{GateLayer, Gated},
+    head::RequestHead,
 };
 use tower_layer::Layer;
 
-use crate::{compliance::Targets, gate::Sla, handle::Handle, objective::Objective};
+use crate::{
+    compliance::Targets, gate::Sla, handle::Handle, labels::InvalidDimension, objective::Objective,
+};
 
 /// Puts an [`Sla`] in front of a service.
 ///
@@ -56,6 +59,38 @@ impl<C: Classify> SlaLayer<C> {
     #[must_use]
     pub fn period(self, period: Duration) -> Self {
         self.with(|sla| sla.period(period))
+    }
+
+    /// Counts requests also by what `read` finds in their head, as [`Sla::by`].
+    ///
+    /// # Errors
+    ///
+    /// Fails when the dimension has been given a way to read its labels before, or is the ninth.
+    pub fn by<F>(self, dimension: &str, read: F) -> Result<Self, InvalidDimension>
+    where
+        F: for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    {
+        self.gate().clone().by(dimension, read)?;
+        Ok(self)
+    }
+
+    /// Gives dimensions that are added from now on so many labels instead of 32, as [`Sla::most_labels`].
+    #[must_use]
+    pub fn most_labels(self, most: usize) -> Self {
+        self.with(|sla| sla.most_labels(most))
+    }
+
+    /// Asks this how many requests wait to be served, whenever a summary is made.
+    #[must_use]
+    pub fn queue_depth(self, depth: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.with(|sla| sla.queue_depth(depth))
+    }
+
+    /// Has [`Handle::publish`] tell of each label, too, as [`Sla::publish_labels`].
+    #[cfg(feature = "metrics")]
+    #[must_use]
+    pub fn publish_labels(self) -> Self {
+        self.with(Sla::publish_labels)
     }
 
     /// What counts, to be put into other layers or fused with other gates.

@@ -11,16 +11,20 @@ use crate::{
     burn::{AlertKind, Burn, BurnRate},
     class::{Class, Standing},
     indicators::Event,
+    labels::Dimensions,
 };
 
 const REQUESTS: &str = "palisade_sla_requests_total";
 const DURATION: &str = "palisade_sla_duration_seconds";
 const FIRST_DATA: &str = "palisade_sla_first_data_seconds";
+const BETWEEN_TOKENS: &str = "palisade_sla_between_tokens_seconds";
 const TOKENS: &str = "palisade_sla_tokens_total";
 const IN_FLIGHT: &str = "palisade_sla_in_flight";
 const BUDGET_LEFT: &str = "palisade_sla_error_budget_left_ratio";
 const BURN_RATE: &str = "palisade_sla_burn_rate_ratio";
 const FIRING: &str = "palisade_sla_alert_firing";
+const LABEL_REQUESTS: &str = "palisade_sla_label_requests_total";
+const LABEL_IN_FLIGHT: &str = "palisade_sla_label_in_flight";
 
 /// What requests report to, registered once.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub(crate) struct Metrics {
     requests: [Counter; Class::ALL.len()],
     duration: Histogram,
     first_data: Histogram,
+    between_tokens: Histogram,
     input_tokens: Counter,
     output_tokens: Counter,
     in_flight: Gauge,
@@ -46,6 +51,11 @@ impl Metrics {
             Unit::Seconds,
             "From admission to the first data of the answer"
         );
+        describe_histogram!(
+            BETWEEN_TOKENS,
+            Unit::Seconds,
+            "The mean time between the tokens of an answer"
+        );
         describe_counter!(TOKENS, "Tokens that language models read and wrote");
         describe_gauge!(IN_FLIGHT, "Requests before the end of their answer");
         let tokens = |kind| counter!(TOKENS, "layer" => layer.clone(), "kind" => kind);
@@ -55,6 +65,7 @@ impl Metrics {
             ),
             duration: histogram!(DURATION, "layer" => layer.clone()),
             first_data: histogram!(FIRST_DATA, "layer" => layer.clone()),
+            between_tokens: histogram!(BETWEEN_TOKENS, "layer" => layer.clone()),
             input_tokens: tokens("input"),
             output_tokens: tokens("output"),
             in_flight: gauge!(IN_FLIGHT, "layer" => layer.clone()),
@@ -72,13 +83,16 @@ impl Metrics {
     pub(crate) fn happened(&self, event: &Event) {
         let usage = match event {
             Event::FirstData(taken) => {
-                self.first_data.record(*taken);
+                self.first_data.record(seconds(*taken));
                 None
             }
             Event::End(ended) => {
                 self.requests[ended.class as usize].increment(1);
                 if ended.class.standing() != Standing::LeftOut {
-                    self.duration.record(ended.total);
+                    self.duration.record(seconds(ended.total));
+                    if let Some(gaps) = ended.gaps {
+                        self.between_tokens.record(seconds(gaps.mean));
+                    }
                 }
                 ended.usage
             }
@@ -89,6 +103,35 @@ impl Metrics {
             self.output_tokens.increment(usage.completion);
         }
     }
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// Sets what is only known of labels when asked.
+pub(crate) fn publish_labels(layer: &Arc<str>, dimensions: &Dimensions) {
+    describe_counter!(
+        LABEL_REQUESTS,
+        "Requests of a label that have ended, by what that says about the service"
+    );
+    describe_gauge!(
+        LABEL_IN_FLIGHT,
+        "Requests of a label before the end of their answer"
+    );
+    dimensions.each(|dimension, label, in_flight, verdicts| {
+        let requests = |standing, count| {
+            counter!(LABEL_REQUESTS, "layer" => layer.clone(), "dimension" => dimension.clone(),
+                "label" => label.clone(), "standing" => standing)
+            .absolute(count);
+        };
+        requests("good", verdicts.good());
+        requests("bad", verdicts.bad());
+        requests("left_out", verdicts.left_out());
+        gauge!(LABEL_IN_FLIGHT, "layer" => layer.clone(), "dimension" => dimension.clone(),
+            "label" => label.clone())
+        .set(in_flight as f64);
+    });
 }
 
 /// Sets what is only known when asked.

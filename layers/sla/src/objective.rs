@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, time::Duration};
 
+use crate::state::nanos;
+
 /// What a service promises: a share of requests that succeed, and a share of those that do so in time.
 ///
 /// ```
@@ -45,7 +47,12 @@ impl Objective {
 
     fn latency(self, at: Moment, limit: Duration, share: f64) -> Result<Self, InvalidObjective> {
         let share = check(share)?;
-        let latency = Some(Latency { at, limit, share });
+        let latency = Some(Latency {
+            at,
+            limit,
+            limit_nanos: nanos(limit),
+            share,
+        });
         Ok(Self { latency, ..self })
     }
 
@@ -59,14 +66,14 @@ impl Objective {
         self.latency.map(|latency| (latency.share, latency.limit))
     }
 
-    /// Whether a request that succeeded was too slow; `None` when nothing was promised.
-    pub(crate) fn is_slow(&self, first_data: Option<Duration>, total: Duration) -> Option<bool> {
+    /// Whether a request that succeeded was too slow, in nanoseconds; `None` when nothing was promised.
+    pub(crate) fn is_slow(&self, first_data: Option<u64>, total: u64) -> Option<bool> {
         let latency = self.latency?;
         let taken = match latency.at {
             Moment::FirstData => first_data.unwrap_or(total),
             Moment::End => total,
         };
-        Some(taken > latency.limit)
+        Some(taken > latency.limit_nanos)
     }
 }
 
@@ -74,6 +81,7 @@ impl Objective {
 struct Latency {
     at: Moment,
     limit: Duration,
+    limit_nanos: u64,
     share: f64,
 }
 
@@ -108,6 +116,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const NANOS: u64 = 1_000_000_000;
 
     #[test]
     fn a_share_that_leaves_no_error_budget_or_no_promise_is_an_error() {
@@ -130,17 +139,16 @@ mod tests {
             .unwrap()
             .within(SECOND, 0.5)
             .unwrap();
-        assert_eq!(objective.is_slow(None, SECOND), Some(false));
-        let more = SECOND + Duration::from_nanos(1);
-        assert_eq!(objective.is_slow(Some(Duration::ZERO), more), Some(true));
+        assert_eq!(objective.is_slow(None, NANOS), Some(false));
+        assert_eq!(objective.is_slow(Some(0), NANOS + 1), Some(true));
     }
 
     #[test]
     fn an_answer_without_data_counts_with_its_end() {
         let objective = Objective::success(0.5).unwrap();
-        assert_eq!(objective.is_slow(None, SECOND), None);
+        assert_eq!(objective.is_slow(None, NANOS), None);
         let objective = objective.first_data_within(SECOND, 0.5).unwrap();
-        assert_eq!(objective.is_slow(Some(SECOND), 9 * SECOND), Some(false));
-        assert_eq!(objective.is_slow(None, 9 * SECOND), Some(true));
+        assert_eq!(objective.is_slow(Some(NANOS), 9 * NANOS), Some(false));
+        assert_eq!(objective.is_slow(None, 9 * NANOS), Some(true));
     }
 }

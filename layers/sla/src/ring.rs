@@ -31,6 +31,17 @@ impl<T: Clone + Default> Ring<T> {
         self.width
     }
 
+    /// The number of the bucket of this time.
+    pub(crate) fn epoch(&self, nanos: u64) -> u64 {
+        nanos / self.width
+    }
+
+    /// The bucket of this number, if anything is in there.
+    pub(crate) fn get(&self, epoch: u64) -> Option<&T> {
+        let slot = &self.slots[(epoch % self.slots.len() as u64) as usize];
+        (slot.epoch == Some(epoch)).then_some(&slot.content)
+    }
+
     /// When the bucket of this time began.
     pub(crate) fn start(&self, nanos: u64) -> u64 {
         nanos - nanos % self.width
@@ -56,12 +67,15 @@ impl<T: Clone + Default> Ring<T> {
 
     /// This many whole buckets and the running one.
     pub(crate) fn window(&self, nanos: u64, buckets: u64) -> impl Iterator<Item = &T> {
-        let running = nanos / self.width;
+        let running = self.epoch(nanos);
         let oldest = running.saturating_sub(buckets);
-        (oldest..=running).filter_map(|epoch| {
-            let slot = &self.slots[(epoch % self.slots.len() as u64) as usize];
-            (slot.epoch == Some(epoch)).then_some(&slot.content)
-        })
+        (oldest..=running).filter_map(|epoch| self.get(epoch))
+    }
+
+    /// As many whole buckets before those.
+    pub(crate) fn before(&self, nanos: u64, buckets: u64) -> impl Iterator<Item = &T> {
+        let end = self.epoch(nanos).saturating_sub(buckets);
+        (end.saturating_sub(buckets)..end).filter_map(|epoch| self.get(epoch))
     }
 }
 
@@ -93,6 +107,12 @@ mod tests {
                     let oldest = (now / width).saturating_sub(window) * width;
                     let expected = list.iter().filter(|&&at| at >= oldest).count() as u64;
                     prop_assert_eq!(found, expected);
+                    let end = oldest;
+                    let oldest = (now / width).saturating_sub(2 * window) * width;
+                    let earlier = list.iter().filter(|&&at| at >= oldest && at < end).count() as u64;
+                    if 2 * window <= buckets {
+                        prop_assert_eq!(ring.before(now, window).sum::<u64>(), earlier);
+                    }
                 }
             }
         }

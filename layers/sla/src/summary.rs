@@ -3,8 +3,9 @@
 use crate::{
     class::{Tally, Verdicts},
     compliance::{Compliance, Targets},
-    histogram::Merged,
+    histogram::{Durations, Merged},
     indicators::{Indicators, Tokens},
+    trend::{Totals, Trend},
 };
 
 /// How it has gone over a window, counted when requests end.
@@ -31,14 +32,20 @@ pub struct Summary {
     pub latency_metrics: Latency,
     /// From admission to the first data of the answer, also of answers that went on to end badly or not at all.
     pub first_data_metrics: Latency,
+    /// Between the tokens of answers that came one by one.
+    pub between_tokens_metrics: BetweenTokens,
     /// How many requests there were for a time.
     pub throughput_metrics: Throughput,
     /// How many of them ended badly.
     pub error_metrics: Errors,
     /// What language models read and wrote.
     pub token_metrics: TokenRates,
+    /// What waits to be served, now, if the layer was told where to [look](crate::Sla::queue_depth).
+    pub queue_depth: Option<u64>,
     /// What the process takes of the machine, now.
     pub process_metrics: ProcessUsage,
+    /// The window against the one before; `None` until there was one, which is as long.
+    pub trend: Option<Trend>,
     /// The summary against the targets of the layer.
     pub sla_compliance: Compliance,
 }
@@ -58,6 +65,29 @@ pub struct Latency {
     pub p99_seconds: f64,
     /// The longest.
     pub max_seconds: f64,
+}
+
+/// The time between tokens, of answers whose classifier counts [pieces](palisade_core::classify::Judge::streamed) and
+/// that had two or more.
+///
+/// All but the last are of the mean of each answer: the time from its first data to its end by its tokens after the
+/// first, as OpenTelemetry's `gen_ai.server.time_per_output_token`. Tokens are those of its usage, or else its pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BetweenTokens {
+    /// The mean.
+    pub avg_seconds: f64,
+    /// The median.
+    pub p50_seconds: f64,
+    /// What 95 % are below.
+    pub p95_seconds: f64,
+    /// What 99 % are below.
+    pub p99_seconds: f64,
+    /// That of the slowest answer.
+    pub max_seconds: f64,
+    /// The longest time between two pieces of any answer.
+    pub longest_gap_seconds: f64,
 }
 
 /// Requests for a time.
@@ -95,11 +125,15 @@ pub struct TokenRates {
     pub input_tokens: u64,
     /// Written in the window.
     pub output_tokens: u64,
+    /// Read for a second of the window.
+    pub input_tokens_per_second: f64,
+    /// Written for a second of the window.
+    pub output_tokens_per_second: f64,
 }
 
 /// What the process takes of the machine; `None` where that is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ProcessUsage {
     /// Of all CPUs that it may use, since an earlier report.
@@ -121,76 +155,145 @@ impl Summary {
     }
 }
 
+/// How long a window is in seconds, and how much of the time its buckets cover.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spans {
+    pub(crate) window: f64,
+    pub(crate) covered: f64,
+}
+
 /// Buckets put together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gathered {
-    tally: Tally,
-    total: Merged,
-    first_data: Merged,
-    tokens: Tokens,
+    pub(crate) tally: Tally,
+    pub(crate) total: Merged,
+    pub(crate) first_data: Merged,
+    pub(crate) gaps: Merged,
+    pub(crate) longest_gap: u64,
+    pub(crate) tokens: Tokens,
+    /// The window before, and how many seconds that was.
+    pub(crate) before: Option<(Totals, f64)>,
+    pub(crate) spans: Spans,
+}
+
+/// What there is at the moment, and in no bucket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Present {
+    pub(crate) in_flight: u64,
+    pub(crate) queue_depth: Option<u64>,
+    pub(crate) process: ProcessUsage,
 }
 
 impl Gathered {
-    pub(crate) fn new<'a>(buckets: impl Iterator<Item = &'a Indicators>) -> Self {
+    pub(crate) fn new<'a, H: Durations + 'a>(
+        buckets: impl Iterator<Item = &'a Indicators<H>>,
+        before: Option<(Totals, f64)>,
+        spans: Spans,
+    ) -> Self {
+        let nothing = Merged::new(H::SCALE);
         let mut all = Self {
             tally: Tally::default(),
-            total: Merged::new(),
-            first_data: Merged::new(),
+            total: nothing.clone(),
+            first_data: nothing.clone(),
+            gaps: nothing,
+            longest_gap: 0,
             tokens: Tokens::default(),
+            before,
+            spans,
         };
         for bucket in buckets {
             all.tally.add(&bucket.tally);
             all.total.add(&bucket.total);
             all.first_data.add(&bucket.first_data);
+            all.gaps.add(&bucket.gaps);
+            all.longest_gap = all.longest_gap.max(bucket.longest_gap);
             all.tokens.add(&bucket.tokens);
         }
         all
     }
 
-    #[cfg(test)]
     pub(crate) fn verdicts(&self) -> Verdicts {
         self.tally.verdicts()
     }
 
-    /// What it comes to for a window in seconds, of which the buckets cover `covered`.
-    pub(crate) fn summary(
-        &self,
-        (window, covered): (f64, f64),
-        in_flight: u64,
-        process_metrics: ProcessUsage,
-        targets: &Targets,
-    ) -> Summary {
-        let verdicts = self.tally.verdicts();
+    pub(crate) fn latency(&self) -> Latency {
+        latency(&self.total)
+    }
+
+    pub(crate) fn first_data(&self) -> Latency {
+        latency(&self.first_data)
+    }
+
+    pub(crate) fn between_tokens(&self) -> BetweenTokens {
+        let Latency {
+            avg_seconds,
+            p50_seconds,
+            p95_seconds,
+            p99_seconds,
+            max_seconds,
+        } = latency(&self.gaps);
+        BetweenTokens {
+            avg_seconds,
+            p50_seconds,
+            p95_seconds,
+            p99_seconds,
+            max_seconds,
+            longest_gap_seconds: self.longest_gap as f64 / 1e9,
+        }
+    }
+
+    pub(crate) fn throughput(&self) -> Throughput {
+        let verdicts = self.verdicts();
+        let per_minute = self.per_minute(verdicts.good() + verdicts.bad());
+        Throughput {
+            requests_per_minute: per_minute,
+            requests_per_second: per_minute / 60.0,
+        }
+    }
+
+    pub(crate) fn errors(&self) -> Errors {
+        let verdicts = self.verdicts();
+        let (bad, all) = (verdicts.bad(), verdicts.good() + verdicts.bad());
+        Errors {
+            error_rate_percent: bad as f64 * 100.0 / all.max(1) as f64,
+            errors_per_minute: self.per_minute(bad),
+        }
+    }
+
+    pub(crate) fn token_rates(&self) -> TokenRates {
+        let tokens = &self.tokens;
+        TokenRates {
+            avg_tokens_per_second: tokens.average(),
+            max_tokens_per_second: tokens.highest,
+            input_tokens: tokens.prompt,
+            output_tokens: tokens.completion,
+            input_tokens_per_second: self.per_minute(tokens.prompt) / 60.0,
+            output_tokens_per_second: self.per_minute(tokens.completion) / 60.0,
+        }
+    }
+
+    /// What it comes to.
+    pub(crate) fn summary(&self, present: &Present, targets: &Targets) -> Summary {
+        let verdicts = self.verdicts();
         let (good, bad) = (verdicts.good(), verdicts.bad());
-        let total = good + bad;
-        let per_minute = |count: u64| count as f64 * 60.0 / covered;
-        let latency_metrics = latency(&self.total);
-        let throughput_metrics = Throughput {
-            requests_per_minute: per_minute(total),
-            requests_per_second: per_minute(total) / 60.0,
-        };
-        let error_metrics = Errors {
-            error_rate_percent: bad as f64 * 100.0 / total.max(1) as f64,
-            errors_per_minute: per_minute(bad),
-        };
+        let (latency_metrics, throughput_metrics) = (self.latency(), self.throughput());
+        let (error_metrics, process_metrics) = (self.errors(), present.process);
         Summary {
-            time_window_minutes: window / 60.0,
-            total_requests: total,
+            time_window_minutes: self.spans.window / 60.0,
+            total_requests: good + bad,
             successful_requests: good,
             error_count: bad,
-            in_flight,
+            in_flight: present.in_flight,
             verdicts,
             latency_metrics,
-            first_data_metrics: latency(&self.first_data),
+            first_data_metrics: self.first_data(),
+            between_tokens_metrics: self.between_tokens(),
             throughput_metrics,
             error_metrics,
-            token_metrics: TokenRates {
-                avg_tokens_per_second: self.tokens.average(),
-                max_tokens_per_second: self.tokens.highest,
-                input_tokens: self.tokens.prompt,
-                output_tokens: self.tokens.completion,
-            },
+            token_metrics: self.token_rates(),
+            queue_depth: present.queue_depth,
             process_metrics,
+            trend: self.trend(),
             sla_compliance: Compliance::of(
                 &latency_metrics,
                 &throughput_metrics,
@@ -199,6 +302,27 @@ impl Gathered {
                 targets,
             ),
         }
+    }
+
+    /// The window as it is held against the one before.
+    pub(crate) fn totals(&self) -> Totals {
+        let verdicts = self.verdicts();
+        Totals {
+            good: verdicts.good(),
+            bad: verdicts.bad(),
+            nanos: self.total.sum(),
+            tokens: self.tokens.completion,
+        }
+    }
+
+    fn trend(&self) -> Option<Trend> {
+        let (before, earlier) = self.before.as_ref()?;
+        let now = (&self.totals(), self.spans.covered);
+        Some(Trend::new(now, (before, *earlier)))
+    }
+
+    fn per_minute(&self, count: u64) -> f64 {
+        count as f64 * 60.0 / self.spans.covered
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub delay: Option<Duration>,
     /// Whether too many attempts have failed of late for any hedge.
     pub failing: bool,
+    /// Whether a [signal](super::HedgeLayer::paused_by) says that none is sent.
+    pub paused: bool,
     /// Requests that have come in.
     pub requests: u64,
     /// Hedges that were sent. Those that are neither won nor lost still run.
@@ -49,6 +51,8 @@ pub struct Snapshot {
     pub not_ready: u64,
     /// Hedges that were due when attempts had begun to fail, or hedging had just been turned off.
     pub held_back: u64,
+    /// Hedges that were due while a signal paused them.
+    pub while_paused: u64,
     /// Hedges that were due before all of the request's body had come, or when it was too large.
     pub no_body: u64,
     /// Hedges that the server asked not to send.
@@ -73,6 +77,7 @@ impl Handle {
             mode: policy.mode(),
             delay: policy.delay.now(learnt),
             failing,
+            paused: policy.is_paused(),
             requests: stats.requests.load(Relaxed),
             sent: stats.sent.load(Relaxed),
             won: stats.won.load(Relaxed),
@@ -80,6 +85,7 @@ impl Handle {
             no_budget: held_back(Why::Budget),
             not_ready: held_back(Why::NotReady),
             held_back: held_back(Why::Failing),
+            while_paused: held_back(Why::Paused),
             no_body: held_back(Why::Body),
             pushed_back: held_back(Why::Pushback),
             shadowed: held_back(Why::Shadow),

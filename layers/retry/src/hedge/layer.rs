@@ -7,6 +7,7 @@ use std::{
 use palisade_core::{
     classify::{Classify, Http},
     ratio::Ratio,
+    signal::Signal,
 };
 use tower_layer::Layer;
 
@@ -59,6 +60,7 @@ impl HedgeLayer {
                 repeatable: Repeatable::default(),
                 keep_up_to: 64 * 1024,
                 mode: Arc::default(),
+                paused_by: Vec::new(),
                 state: State::new(&delay, SHARE),
                 stats: Arc::default(),
                 metrics: Metrics::new("hedge".into()),
@@ -122,6 +124,15 @@ impl<C: Classify> HedgeLayer<C> {
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.policy_mut().mode = Arc::new(AtomicU8::new(mode as u8));
+        self
+    }
+
+    /// Sends no hedges while this is set, such as by an SLA monitor whose error budget burns. With several, while any is.
+    ///
+    /// Hedges that were due are [counted](crate::hedge::Snapshot::while_paused), and not sent later. Those that run go on.
+    #[must_use]
+    pub fn paused_by(mut self, signal: Signal) -> Self {
+        self.policy_mut().paused_by.push(signal);
         self
     }
 

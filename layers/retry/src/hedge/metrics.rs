@@ -14,7 +14,7 @@ mod on {
         time::Duration,
     };
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
     use crate::hedge::policy::Why;
 
@@ -24,67 +24,92 @@ mod on {
     const DELAY: &str = "palisade_hedge_delay_seconds";
 
     #[derive(Clone)]
-    pub(crate) struct Metrics(Arc<Handles>);
+    pub(crate) struct Metrics(Arc<Named>);
 
-    struct Handles {
+    struct Named {
         layer: Cow<'static, str>,
-        sent: OnceLock<Counter>,
-        won: OnceLock<Counter>,
-        lost: OnceLock<Counter>,
-        held_back: [OnceLock<Counter>; Why::ALL.len()],
+        handles: OnceLock<Handles>,
+        /// Registered when it is known.
         delay: OnceLock<Gauge>,
+    }
+
+    /// Registered with the first request: a recorder may be installed after layers were made, and what has not
+    /// happened yet is a zero that a first time can be told from.
+    struct Handles {
+        sent: Counter,
+        won: Counter,
+        lost: Counter,
+        held_back: [Counter; Why::ALL.len()],
+    }
+
+    impl Handles {
+        fn register(layer: Cow<'static, str>) -> Self {
+            describe_counter!(SENT, "Second attempts sent while the first still ran.");
+            describe_counter!(
+                SETTLED,
+                "Second attempts that are over, by who answered first."
+            );
+            describe_counter!(
+                HELD_BACK,
+                "Second attempts that were due and not sent, and why."
+            );
+            describe_gauge!(
+                DELAY,
+                "After how long a second attempt is sent; infinite while that is not known."
+            );
+            let settled = |result: &'static str| counter!(SETTLED, "layer" => layer.clone(), "result" => result);
+            Self {
+                sent: counter!(SENT, "layer" => layer.clone()),
+                won: settled("won"),
+                lost: settled("lost"),
+                held_back: Why::ALL.map(
+                    |why| counter!(HELD_BACK, "layer" => layer.clone(), "reason" => why.name()),
+                ),
+            }
+        }
     }
 
     impl Metrics {
         pub(crate) fn new(layer: Cow<'static, str>) -> Self {
-            Self(Arc::new(Handles {
+            Self(Arc::new(Named {
                 layer,
-                sent: OnceLock::new(),
-                won: OnceLock::new(),
-                lost: OnceLock::new(),
-                held_back: Default::default(),
+                handles: OnceLock::new(),
                 delay: OnceLock::new(),
             }))
         }
 
+        /// There is a request.
+        #[inline]
+        pub(crate) fn register(&self) {
+            self.handles();
+        }
+
         pub(crate) fn sent(&self) {
-            let Handles { layer, sent, .. } = &*self.0;
-            let counter = sent.get_or_init(|| counter!(SENT, "layer" => layer.clone()));
-            counter.increment(1);
+            self.handles().sent.increment(1);
         }
 
         pub(crate) fn settled(&self, has_won: bool) {
-            let Handles {
-                layer, won, lost, ..
-            } = &*self.0;
-            let (counter, result) = if has_won {
-                (won, "won")
-            } else {
-                (lost, "lost")
-            };
-            counter
-                .get_or_init(|| counter!(SETTLED, "layer" => layer.clone(), "result" => result))
-                .increment(1);
+            let Handles { won, lost, .. } = self.handles();
+            let counter = if has_won { won } else { lost };
+            counter.increment(1);
         }
 
         pub(crate) fn held_back(&self, why: Why) {
-            let Handles {
-                layer, held_back, ..
-            } = &*self.0;
-            held_back[why as usize]
-                .get_or_init(
-                    || counter!(HELD_BACK, "layer" => layer.clone(), "reason" => why.name()),
-                )
-                .increment(1);
+            self.handles().held_back[why as usize].increment(1);
         }
 
         /// Unknown is infinite: nothing is hedged.
         pub(crate) fn delay(&self, delay: Option<Duration>) {
-            let Handles {
+            let Named {
                 layer, delay: once, ..
             } = &*self.0;
             let gauge = once.get_or_init(|| gauge!(DELAY, "layer" => layer.clone()));
             gauge.set(delay.map_or(f64::INFINITY, |delay| delay.as_secs_f64()));
+        }
+
+        fn handles(&self) -> &Handles {
+            let Named { layer, handles, .. } = &*self.0;
+            handles.get_or_init(|| Handles::register(layer.clone()))
         }
     }
 }
@@ -102,6 +127,9 @@ mod off {
         pub(crate) fn new(_: Cow<'static, str>) -> Self {
             Self
         }
+
+        #[inline]
+        pub(crate) fn register(&self) {}
 
         pub(crate) fn sent(&self) {}
 

@@ -38,6 +38,7 @@
 //!
 //! - if attempts do well of late. As in gRPC's retry throttling, hedging is off after five failures in a row, or when
 //!   about one attempt in ten fails: what is slow in a storm does not get better by more requests;
+//! - if no signal [pauses](HedgeLayer::paused_by) them;
 //! - if its cost is there: hedges take at most 5 % of what requests [cost](palisade_core::cost::Cost)
 //!   ([`HedgeLayer::at_most`]), and each also one from the [`Budget`](crate::Budget) of the retries;
 //! - if all of the request's body has come, up to a cap;
@@ -78,8 +79,8 @@
 //! # Metrics
 //!
 //! With the feature `metrics`, by `layer`: `palisade_hedge_sent_total`, `palisade_hedge_settled_total` by `result`
-//! (`won`, `lost`), `palisade_hedge_held_back_total` by `reason` (`budget`, `failing`, `not_ready`, `body`, `pushback`,
-//! `shadow`), and `palisade_hedge_delay_seconds`, where the delay is learnt.
+//! (`won`, `lost`), `palisade_hedge_held_back_total` by `reason` (`budget`, `paused`, `failing`, `not_ready`, `body`,
+//! `pushback`, `shadow`), and `palisade_hedge_delay_seconds`, where the delay is learnt.
 //!
 //! # When not to use it
 //!

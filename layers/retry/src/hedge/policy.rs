@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use palisade_core::{cost::Cost, head::RequestHead};
+use palisade_core::{cost::Cost, head::RequestHead, signal::Signal};
 use tokio::time::Instant;
 
 use super::{
@@ -44,6 +44,8 @@ pub(crate) struct Policy {
     pub(crate) repeatable: Repeatable,
     pub(crate) keep_up_to: usize,
     pub(crate) mode: Arc<AtomicU8>,
+    /// None is sent while one of these is set.
+    pub(crate) paused_by: Vec<Signal>,
     pub(crate) state: Arc<Mutex<State>>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) metrics: Metrics,
@@ -81,6 +83,8 @@ pub(crate) struct Stats {
 pub(crate) enum Why {
     /// The share or the budget is used up.
     Budget,
+    /// A signal says so.
+    Paused,
     /// Attempts fail.
     Failing,
     /// The service has to be waited for.
@@ -94,8 +98,9 @@ pub(crate) enum Why {
 }
 
 impl Why {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Budget,
+        Self::Paused,
         Self::Failing,
         Self::NotReady,
         Self::Body,
@@ -107,6 +112,7 @@ impl Why {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Budget => "budget",
+            Self::Paused => "paused",
             Self::Failing => "failing",
             Self::NotReady => "not_ready",
             Self::Body => "body",
@@ -128,6 +134,7 @@ impl Policy {
     /// `None` for a request that may be sent only once.
     pub(crate) fn arrive(&self, head: &RequestHead<'_>) -> Option<Chance> {
         self.stats.requests.fetch_add(1, Relaxed);
+        self.metrics.register();
         if self.repeatable.allows(head) != Repeat::Always {
             return None;
         }
@@ -174,6 +181,9 @@ impl Policy {
 
     /// Whether there might be a hedge of this cost now.
     pub(crate) fn might(&self, cost: f64) -> Result<(), Why> {
+        if self.is_paused() {
+            return Err(Why::Paused);
+        }
         let state = self.state();
         if self.mode() != Mode::Enforce || !state.trust.is_there() {
             return Err(Why::Failing);
@@ -205,6 +215,9 @@ impl Policy {
 
     /// Counts a hedge that would have been sent for a request that took this much longer than its delay.
     pub(crate) fn shadowed(&self, cost: f64, late: Duration) {
+        if self.is_paused() {
+            return self.held_back(Why::Paused);
+        }
         if !self.state().share.withdraw(cost) {
             return;
         }
@@ -225,6 +238,10 @@ impl Policy {
 
     pub(crate) fn mode(&self) -> Mode {
         mode(&self.mode)
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused_by.iter().any(Signal::is_set)
     }
 
     /// Nobody's code runs under it.

@@ -20,6 +20,7 @@ mod hedge_delay;
 mod hedge_fits;
 #[cfg(feature = "metrics")]
 mod hedge_metrics;
+mod hedge_paused;
 mod hedge_ready;
 mod hedge_schedules;
 mod hedge_stream;

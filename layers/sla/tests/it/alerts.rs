@@ -62,7 +62,7 @@ async fn an_outage_after_steady_traffic_pages_and_the_page_ends_after_it() {
     assert_eq!(budget.firing(), Some(AlertKind::Page));
     assert!(budget.alerts[0].firing, "{:?}", budget.alerts[0]);
     assert!(budget.error_budget_left < 0.0);
-    serve_for(&layer, Duration::from_millis(5170), StatusCode::OK).await;
+    serve_for(&layer, Duration::from_millis(6170), StatusCode::OK).await;
     assert!(!handle.burn(time::now()).availability.alerts[0].firing);
 }
 

@@ -41,6 +41,9 @@ async fn a_summary_has_the_fields_that_others_read() {
     ];
     has(&summary["latency_metrics"], &latency);
     has(&summary["first_data_metrics"], &latency);
+    has(&summary["between_tokens_metrics"], &latency);
+    has(&summary["between_tokens_metrics"], &["longest_gap_seconds"]);
+    has(&summary, &["queue_depth", "trend"]);
     let throughput = ["requests_per_minute", "requests_per_second"];
     has(&summary["throughput_metrics"], &throughput);
     has(
@@ -106,4 +109,20 @@ fn targets_are_read_by_name_and_strangers_refused() {
     let targets: Targets = serde_json::from_str(r#"{"latency_seconds": 0.5}"#).unwrap();
     assert_eq!((targets.latency_seconds, targets.error_rate), (0.5, 0.01));
     assert!(serde_json::from_str::<Targets>(r#"{"latency": 0.5}"#).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn labels_have_the_fields_of_a_summary() {
+    let layer = layer().by("route", |head| Some(head.uri.path())).unwrap();
+    crate::serve(&layer, http::StatusCode::OK, Duration::from_secs(1)).await;
+    let summary = to_value(layer.handle().summary(Duration::from_secs(60))).unwrap();
+    let all = to_value(layer.handle().labels(Duration::from_secs(60))).unwrap();
+    assert_eq!(all[0]["dimension"], "route");
+    let mut label = all[0]["labels"][0].as_object().unwrap().clone();
+    assert_eq!(label.remove("label"), Some("/".into()));
+    assert_eq!(label["total_requests"], 1);
+    for (name, value) in label {
+        let of_all = summary.get(&name).unwrap_or_else(|| panic!("{name}"));
+        assert_eq!(value.is_object(), of_all.is_object(), "{name}");
+    }
 }

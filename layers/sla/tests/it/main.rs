@@ -7,8 +7,12 @@ mod cost;
 mod ends;
 #[cfg(feature = "serde")]
 mod json;
+mod labels;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod monitor;
+#[cfg(feature = "hdr")]
+mod replicas;
 mod reports;
 mod streams;
 mod threads;

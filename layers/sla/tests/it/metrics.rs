@@ -138,3 +138,52 @@ fn an_alert_of_a_promise_that_is_no_longer_made_does_not_fire_for_ever() {
         });
     });
 }
+
+#[test]
+fn labels_are_reported_when_asked_for_and_as_many_as_have_a_place() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let layer = layer()
+                .named("chat")
+                .by("route", |head| Some(head.uri.path()))
+                .unwrap();
+            serve(&layer, StatusCode::OK, Duration::ZERO).await;
+            layer.handle().publish();
+            let quiet = values(&snapshotter);
+            assert!(
+                !quiet.keys().any(|name| name.contains("sla_label")),
+                "{quiet:?}"
+            );
+            let layer = layer.publish_labels();
+            serve(&layer, StatusCode::BAD_GATEWAY, Duration::ZERO).await;
+            let _held = layer.gate().labelled("endpoint", "gpu-1").unwrap();
+            layer.handle().publish();
+            let values = values(&snapshotter);
+            let of = |name: &str| {
+                let key = format!("palisade_sla_label_{name}");
+                *values
+                    .get(&key)
+                    .unwrap_or_else(|| panic!("{key} in {values:#?}"))
+            };
+            let route = "layer=chat,dimension=route,label=/";
+            assert_eq!(of(&format!("requests_total{{{route},standing=good}}")), 1.0);
+            assert_eq!(of(&format!("requests_total{{{route},standing=bad}}")), 1.0);
+            assert_eq!(
+                of(&format!("requests_total{{{route},standing=left_out}}")),
+                0.0
+            );
+            assert_eq!(of(&format!("in_flight{{{route}}}")), 0.0);
+            assert_eq!(
+                of("in_flight{layer=chat,dimension=endpoint,label=gpu-1}"),
+                0.0
+            );
+        });
+    });
+}

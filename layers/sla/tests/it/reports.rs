@@ -10,7 +10,8 @@ use palisade_core::{
     time,
 };
 use palisade_sla::{
-    Errors, Latency, Objective, Sla, SlaLayer, Targets, Throughput, TokenRates, Verdicts,
+    BetweenTokens, Direction, Errors, Latency, Objective, Sla, SlaLayer, Targets, Throughput,
+    TokenRates, Verdicts,
 };
 use tokio::time::advance;
 use tower::{Layer, Service};
@@ -35,6 +36,8 @@ async fn when_nothing_came_in_everything_is_there_and_zero() {
     assert_eq!(summary.verdicts, Verdicts::default());
     assert_eq!(summary.latency_metrics, Latency::default());
     assert_eq!(summary.first_data_metrics, Latency::default());
+    assert_eq!(summary.between_tokens_metrics, BetweenTokens::default());
+    assert_eq!((summary.queue_depth, summary.trend), (None, None));
     assert_eq!(summary.throughput_metrics, Throughput::default());
     assert_eq!(summary.error_metrics, Errors::default());
     assert_eq!(summary.token_metrics, TokenRates::default());
@@ -86,6 +89,60 @@ async fn what_is_left_out_makes_no_latency_look_good() {
     );
     assert_eq!(summary.latency_metrics.avg_seconds, 1.0);
     assert_eq!(summary.throughput_metrics.requests_per_minute, 0.2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_summary_says_where_it_goes_and_what_waits() {
+    let waiting = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(7));
+    let depth = waiting.clone();
+    let look = move || depth.load(std::sync::atomic::Ordering::Relaxed);
+    let layer = SlaLayer::new(objective()).queue_depth(look);
+    let handle = layer.handle();
+    let minute = Duration::from_secs(60);
+    for (requests, taken) in [(100, 50), (200, 200)] {
+        assert_eq!(handle.summary(minute).trend, None);
+        let start = time::now();
+        for _ in 0..requests {
+            serve(&layer, StatusCode::OK, millis(taken)).await;
+        }
+        advance(start + minute - time::now()).await;
+    }
+    let summary = handle.summary(minute);
+    assert_eq!(summary.queue_depth, Some(7));
+    let trend = summary.trend.unwrap();
+    assert_eq!(trend.avg_seconds.direction, Direction::Rising);
+    assert_eq!(
+        (trend.avg_seconds.current, trend.avg_seconds.before),
+        (0.2, 0.05)
+    );
+    assert_eq!(trend.requests_per_second.direction, Direction::Rising);
+    assert!((trend.requests_per_second.change_percent - 100.0).abs() < 1e-9);
+    assert_eq!(trend.error_rate_percent.direction, Direction::Steady);
+    // Of five minutes, there are none before.
+    assert_eq!(handle.summary(SPAN).trend, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_of_any_length_is_summarised() {
+    let layer = layer();
+    for _ in 0..30 {
+        serve(&layer, StatusCode::OK, Duration::from_secs(10)).await;
+    }
+    for (window, least) in [
+        (1, 1),
+        (10, 1),
+        (45, 5),
+        (100, 10),
+        (299, 30),
+        (300, 30),
+        (9999, 30),
+    ] {
+        let found = layer
+            .handle()
+            .summary(Duration::from_secs(window))
+            .total_requests;
+        assert!((least..=least + 1).contains(&found), "{window} s: {found}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,6 +87,32 @@ async fn tokens_are_read_from_the_usage_of_a_stream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_time_between_tokens_is_the_mean_of_each_answer_and_the_longest_gap_of_all() {
+    const PIECE: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
+    const USAGE: &str =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":20,\"completion_tokens\":5}}\n\n";
+    let layer = layer().classify(Sse);
+    let ask = async |texts: Vec<(u64, &'static str)>| {
+        let mut service = layer.layer(service_fn(move |_: Request<()>| stream(texts.clone())));
+        read(service.call(Request::new(())).await.unwrap().into_body()).await;
+        layer.handle().summary(MINUTE).between_tokens_metrics
+    };
+    // One piece has no time between, and neither has what is no stream of tokens.
+    let gaps = ask(vec![(3, PIECE)]).await;
+    assert_eq!((gaps.avg_seconds, gaps.longest_gap_seconds), (0.0, 0.0));
+    let gaps = ask(vec![(3, ": comment\n\n"), (9, ": comment\n\n")]).await;
+    assert_eq!((gaps.avg_seconds, gaps.longest_gap_seconds), (0.0, 0.0));
+    // Three pieces, 5 s and 1 s apart: (5 + 1) / (3 - 1).
+    let gaps = ask(vec![(2, PIECE), (5, PIECE), (1, PIECE)]).await;
+    assert_eq!((gaps.avg_seconds, gaps.longest_gap_seconds), (3.0, 5.0));
+    assert!(close(gaps.p50_seconds, 3.0), "{gaps:?}");
+    // Its usage tells of five tokens in 4 s: 4 / (5 - 1).
+    let gaps = ask(vec![(2, PIECE), (2, PIECE), (2, PIECE), (0, USAGE)]).await;
+    assert_eq!((gaps.avg_seconds, gaps.max_seconds), (2.0, 3.0));
+    assert!(close(gaps.p99_seconds, 3.0), "{gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_can_be_promised_to_begin_in_time() {
     let success = Objective::success(0.999).unwrap();
     let begins = SlaLayer::new(success.first_data_within(secs(3), 0.9).unwrap());
