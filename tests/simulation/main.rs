@@ -196,14 +196,44 @@ fn who_is_told_how_busy_endpoints_are_is_nearer_to_the_oracle() {
     let probes = Policy::Probes(Strategy::Adaptive);
     for (name, gateways, told, asked) in [
         ("exponential", 20, 1.10, 1.10),
-        ("llm-uneven", 20, 2.0, 1.9),
-        ("exponential", 50, 1.20, 1.20),
-        ("bimodal", 50, 1.35, 1.30),
-        ("antagonist", 50, 1.60, 1.40),
+        ("llm-uneven", 20, 2.0, 1.4),
+        ("exponential", 50, 1.20, 1.15),
+        ("bimodal", 50, 1.35, 1.15),
+        ("antagonist", 50, 1.60, 1.25),
         ("slow1", 50, 1.40, 1.45),
     ] {
         runs(name, gateways, reports).p99_is_at_most(told);
         runs(name, gateways, probes).p99_is_at_most(asked);
+    }
+}
+
+#[test]
+fn fifty_gateways_that_ask_each_endpoint_every_second_stay_within_a_half_of_language_models_too() {
+    // Without asking, `llm` and `llm-uneven` are at 3.5 and `cold-start` is at 4: what a gateway hears of an endpoint
+    // once in a minute is no news.
+    for name in [
+        "exponential",
+        "bimodal",
+        "lognormal",
+        "hetero",
+        "hetero16",
+        "slow1",
+        "antagonist",
+        "llm",
+        "llm-uneven",
+        "ramp",
+        "cold-start",
+        "rolling-restart",
+    ] {
+        runs(name, 50, Policy::Probes(Strategy::Adaptive)).p99_is_at_most(1.5);
+    }
+}
+
+#[test]
+fn fifty_gateways_that_are_told_who_is_slow_need_not_find_out_one_by_one() {
+    // By what is in flight alone they are at 1.46 and 1.38.
+    for (name, bound) in [("hetero16", 1.35), ("slow1", 1.25)] {
+        runs(name, 50, Policy::Probes(Strategy::Adaptive)).p99_is_at_most(bound);
     }
 }
 

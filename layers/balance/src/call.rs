@@ -2,6 +2,7 @@ use std::{fmt, mem, sync::Arc, thread};
 
 use http::HeaderMap;
 use palisade_core::{
+    attempt::EndpointId,
     gate::Gate,
     reject::Rejected,
     settle::{End, Settle},
@@ -23,6 +24,8 @@ use crate::{
 /// Dropped without a verdict it leaves no trace but that others may be picked in its place.
 pub struct Call<S, G: Gate> {
     endpoints: Endpoints<S, G>,
+    /// Where it went: lent by the set, and given back at its end. `None` afterwards.
+    member: Option<Arc<Member<S, G>>>,
     ticket: Ticket,
     /// Let go before others are woken, or they find the gate still shut.
     admission: Option<G::Guard>,
@@ -59,12 +62,13 @@ impl<S, G: Gate> Endpoints<S, G> {
     ) -> Result<Picked<S, G>, Nothing> {
         let mut fleet = self.lock();
         let picked = fleet.pick(now, need, |member| want(member));
-        let picked = picked.map(|(member, ticket)| (member.clone(), ticket));
+        let picked = picked.map(|(_, ticket)| ticket);
         self.tell_panic(fleet.panics());
-        let (member, ticket) = picked.map_err(|until| Nothing {
+        let ticket = picked.map_err(|until| Nothing {
             until,
             refused: fleet.refuses(),
         })?;
+        let member = fleet.lend(&ticket);
         let probed = fleet.strategy == Strategy::Prequal;
         drop(fleet);
         if probed {
@@ -75,17 +79,14 @@ impl<S, G: Gate> Endpoints<S, G> {
     }
 
     /// Takes one certain endpoint, if it may be picked.
-    pub(crate) fn claim(
-        &self,
-        member: &Member<S, G>,
-        need: &Need,
-        now: Instant,
-    ) -> Option<Call<S, G>> {
-        let ticket = self
-            .lock()
-            .claim(|other| other.id == member.id, need, now)?;
+    pub(crate) fn claim(&self, id: EndpointId, need: &Need, now: Instant) -> Option<Call<S, G>> {
+        let (member, ticket) = {
+            let mut fleet = self.lock();
+            let ticket = fleet.claim(|member| member.id == id, need, now)?;
+            (fleet.lend(&ticket), ticket)
+        };
         member.meters.started();
-        Some(Call::new(self.clone(), ticket))
+        Some(Call::new(self.clone(), (member, ticket)))
     }
 }
 
@@ -111,9 +112,10 @@ impl Drop for Alarm<'_> {
 
 impl<S, G: Gate> Call<S, G> {
     #[inline]
-    pub(crate) fn new(endpoints: Endpoints<S, G>, ticket: Ticket) -> Self {
+    pub(crate) fn new(endpoints: Endpoints<S, G>, (member, ticket): Picked<S, G>) -> Self {
         Self {
             endpoints,
+            member: Some(member),
             ticket,
             admission: None,
             stage: Stage::Picked,
@@ -122,6 +124,12 @@ impl<S, G: Gate> Call<S, G> {
 
     pub(crate) fn endpoints(&self) -> &Endpoints<S, G> {
         &self.endpoints
+    }
+
+    /// Where it goes.
+    #[inline]
+    pub(crate) fn member(&self) -> &Arc<Member<S, G>> {
+        self.member.as_ref().expect("given back at the end")
     }
 
     /// Whether its gate has to admit it: not when it speaks against the endpoint and is overruled.
@@ -153,9 +161,9 @@ impl<S, G: Gate> Drop for Rest<'_, S, G> {
         let Self(call, end, now) = self;
         let (end, now) = (*end, *now);
         let stage = mem::replace(&mut call.stage, Stage::Over);
-        let ticket = &mut call.ticket;
+        let (ticket, lent) = (&mut call.ticket, &mut call.member);
         let ended = call.endpoints.with_fleet(|fleet| {
-            let (change, ended) = fleet.finish(ticket, end, now);
+            let (change, ended) = fleet.finish(ticket, lent, end, now);
             if Meters::ON {
                 match &ended {
                     Ended::Stays { .. } => {

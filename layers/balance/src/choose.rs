@@ -72,7 +72,6 @@ struct Admitting<S, G: Gate, J> {
     admission: Admission<G::Guard>,
     limit: Pin<Box<Sleep>>,
     since: Instant,
-    member: Arc<Member<S, G>>,
     service: S,
     call: Call<S, G>,
     judge: J,
@@ -257,7 +256,7 @@ where
                     Want::Yes
                 }
             };
-            let (member, ticket) = match self.endpoints().pick(now, &self.need(), want) {
+            let picked = match self.endpoints().pick(now, &self.need(), want) {
                 Ok(picked) => picked,
                 Err(nothing) => {
                     let retry = self.soonest(nothing.until, now);
@@ -269,24 +268,26 @@ where
                     return Step::Nothing(retry);
                 }
             };
-            let call = Call::new(self.hand_over(), ticket);
-            let mut service = member.service.clone();
-            let why = match service.poll_ready(cx) {
-                Poll::Ready(Ok(())) => match self.admit(cx, watch, member, service, call, now) {
+            let call = Call::new(self.hand_over(), picked);
+            let mut service = call.member().service.clone();
+            let aside = match service.poll_ready(cx) {
+                Poll::Ready(Ok(())) => match self.admit(cx, watch, service, call, now) {
                     Some(step) => return step,
                     None => continue,
                 },
                 Poll::Ready(Err(error)) => {
-                    self.look_on(&call);
-                    self.blame(&member, call, error.into(), now);
-                    Why::Broken
+                    let member = self.look_on(&call);
+                    self.blame(call, error.into(), now);
+                    let why = Why::Broken;
+                    Aside { member, why }
                 }
                 Poll::Pending => {
-                    self.look_on(&call);
-                    Why::Unready(service)
+                    let why = Why::Unready(service);
+                    let member = self.look_on(&call);
+                    Aside { member, why }
                 }
             };
-            self.aside.push(Aside { member, why });
+            self.aside.push(aside);
         }
     }
 
@@ -296,7 +297,6 @@ where
         &mut self,
         cx: &mut Context<'_>,
         watch: &mut Watching<S, G, C::Judge>,
-        member: Arc<Member<S, G>>,
         service: S,
         mut call: Call<S, G>,
         now: Instant,
@@ -305,11 +305,11 @@ where
         // Before admission: a classifier that panics has nothing to give back.
         let judge = self.classify.start(&head);
         let asks = call.needs_admission();
-        match asks.then(|| member.gate.admit(&head, now)) {
+        match asks.then(|| call.member().gate.admit(&head, now)) {
             None => {}
             Some(Admit::Now(Ok(admission))) => call.admit(admission),
             Some(Admit::Now(Err(rejected))) => {
-                self.look_on(&call);
+                let member = self.look_on(&call);
                 self.refuse(member, &rejected, now);
                 return None;
             }
@@ -320,7 +320,6 @@ where
                     admission,
                     limit,
                     since: now,
-                    member,
                     service,
                     call,
                     judge,
@@ -328,15 +327,17 @@ where
                 return self.poll_admission(cx, watch, now);
             }
         }
-        self.note(&member);
-        *watch = Some(Watch::new(call, judge, now).asked_with(self.request().method()));
+        self.note(call.member());
+        let method = self.request().method();
+        *watch = Some(Watch::new(call, judge, now).asked_with(method));
         Some(Step::Chosen(service))
     }
 
-    /// This call may not come about.
+    /// This call may not come about. Returns where it was to go.
     #[cold]
-    fn look_on(&mut self, call: &Call<S, G>) {
+    fn look_on(&mut self, call: &Call<S, G>) -> Arc<Member<S, G>> {
         self.endpoints = Some(call.endpoints().clone());
+        call.member().clone()
     }
 
     /// Asks the gate that takes its time, if there is one. `None`: it refused, and is put aside.
@@ -356,7 +357,6 @@ where
             Poll::Pending => None,
         };
         let Admitting {
-            member,
             service,
             mut call,
             judge,
@@ -366,16 +366,18 @@ where
         match admitted {
             Some(Ok(admission)) => {
                 call.admit(admission);
-                self.note(&member);
+                self.note(call.member());
                 *watch = Some(Watch::new(call, judge, now).asked_with(self.request().method()));
                 Some(Step::Chosen(service))
             }
             Some(Err(rejected)) => {
+                let member = call.member().clone();
                 self.give_up_place(call, since, now);
                 self.refuse(member, &rejected, now);
                 None
             }
             None => {
+                let member = call.member().clone();
                 self.give_up_place(call, since, now);
                 let why = Why::Refused { until: None };
                 self.aside.push(Aside { member, why });
@@ -411,17 +413,17 @@ where
                 Poll::Pending => at += 1,
                 Poll::Ready(Err(error)) => {
                     aside.why = Why::Broken;
-                    let member = aside.member.clone();
-                    if let Some(call) = self.endpoints().claim(&member, &self.need(), now) {
-                        self.blame(&member, call, error.into(), now);
+                    let id = aside.member.id;
+                    if let Some(call) = self.endpoints().claim(id, &self.need(), now) {
+                        self.blame(call, error.into(), now);
                     }
                 }
                 Poll::Ready(Ok(())) => {
                     let Aside { member, why } = self.aside.swap_remove(at);
                     // If it may not be picked now, it is one among all again, with its time to come back.
                     if let Why::Unready(service) = why
-                        && let Some(call) = self.endpoints().claim(&member, &self.need(), now)
-                        && let Some(step) = self.admit(cx, watch, member, service, call, now)
+                        && let Some(call) = self.endpoints().claim(member.id, &self.need(), now)
+                        && let Some(step) = self.admit(cx, watch, service, call, now)
                     {
                         return Some(step);
                     }
@@ -432,19 +434,13 @@ where
     }
 
     /// The endpoint failed before it was called.
-    fn blame(
-        &self,
-        member: &Member<S, G>,
-        mut call: Call<S, G>,
-        mut error: BoxError,
-        now: Instant,
-    ) {
-        self.note(member);
+    fn blame(&self, mut call: Call<S, G>, mut error: BoxError, now: Instant) {
+        self.note(call.member());
         let head = RequestHead::from(self.request());
         let judge = self.classify.start(&head);
         // The gate is the ejection: it has to hear of it.
         if call.needs_admission()
-            && let Admit::Now(Ok(admission)) = member.gate.admit(&head, now)
+            && let Admit::Now(Ok(admission)) = call.member().gate.admit(&head, now)
         {
             call.admit(admission);
         }

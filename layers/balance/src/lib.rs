@@ -81,7 +81,8 @@
 //! What an answer says of the load of its endpoint, in the header or the trailer [`endpoint-load-metrics`] of ORCA, is
 //! believed ([`LoadReport`], [`BalanceLayer::ignore_load_reports`]). The header stays: what others should not see, a
 //! gateway takes away. vLLM and Triton say it to requests with the header `endpoint-load-metrics-format: text`.
-//! [`Endpoints::probes`] asks endpoints for it, for [`Strategy::Prequal`].
+//! [`Endpoints::probes`] asks endpoints for it, for [`Strategy::Prequal`], and for the default strategy where it is told to
+//! do so [steadily](Probes::steady).
 //!
 //! Requests of a user or a session are kept together by [`AffinityLayer`], those of a conversation with a language
 //! model by [`PromptAffinityLayer`], both in front of [`Strategy::ConsistentHash`].

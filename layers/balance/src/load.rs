@@ -240,24 +240,39 @@ impl Load {
     /// How long the next answer of usual size is expected to take, where `peers` take this long.
     #[inline]
     pub(crate) fn latency(&self, peers: f64, now: u64) -> f64 {
+        self.expect(peers, now).0
+    }
+
+    /// The same, and whether what is known is so old that somebody should look again: an [`idle`](Self::idle) endpoint
+    /// is asked for both.
+    #[inline]
+    pub(crate) fn expect(&self, peers: f64, now: u64) -> (f64, bool) {
         let estimate = self.estimate.unwrap_or(peers);
         let Some(idle) = self.idle(now) else {
             // No decay: the longer it lasts, the worse it is.
-            return estimate.max(passed(self.oldest, now) * AGE);
+            return (estimate.max(passed(self.oldest, now) * AGE), false);
         };
-        let typical = self.typical.unwrap_or(peers);
-        let drifted = if self.is_odd() {
-            if self.is_forgotten(idle) {
-                peers
-            } else {
-                typical
-            }
+        let Some(typical) = self.typical else {
+            return (
+                peers + self.penalty(peers, idle),
+                idle * self.forget >= OVERDUE,
+            );
+        };
+        let penalty = if estimate == typical {
+            0.0
         } else {
-            // Late rather than soon: after half of the time it is still three quarters away from its peers.
-            let forgotten = (idle * self.forget).min(1.0);
-            typical + (peers - typical) * forgotten * forgotten
+            self.penalty(peers, idle)
         };
-        drifted + self.penalty(peers, idle)
+        if typical > self.odd {
+            let is_forgotten = idle * self.forget_odd >= 1.0;
+            let drifted = if is_forgotten { peers } else { typical };
+            return (drifted + penalty, is_forgotten);
+        }
+        // Late rather than soon: after half of the time it is still three quarters away from its peers.
+        let times = idle * self.forget;
+        let forgotten = if times < 1.0 { times } else { 1.0 };
+        let drifted = typical + (peers - typical) * forgotten * forgotten;
+        (drifted + penalty, times >= OVERDUE)
     }
 
     /// What is left of penalties.
@@ -267,7 +282,7 @@ impl Load {
         penalty * (1.0 - (idle * (1.0 / FORGIVE)).min(1.0))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn start(&mut self, size: Size, norm: &Norm, now: u64) -> Attempt {
         match self.idle(now) {
             // The next look tells, and nobody follows before that.

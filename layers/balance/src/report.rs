@@ -12,7 +12,7 @@ pub struct LoadReport {
     pub in_flight: Option<u32>,
     /// How much of what it can do is taken: 1 is full, above 1 is overload.
     pub utilization: Option<f64>,
-    /// How long answers that began lately took it, at about the load that it has now.
+    /// How long answers that began lately took it, to their end, at about the load that it has now.
     pub latency: Option<Duration>,
 }
 

@@ -238,8 +238,10 @@ where
             return Poll::Pending;
         };
         // Out of the future, so that a judge that panics settles the attempt here and now.
-        let watch = fresh.or_else(|| watch.take());
-        let mut watch = watch.expect("polled after completion");
+        let mut watch = match fresh {
+            Some(fresh) => fresh,
+            None => watch.take().expect("polled after completion"),
+        };
         Poll::Ready(match answer {
             Ok(response) => Ok(watch.answer(response)),
             Err(error) => {

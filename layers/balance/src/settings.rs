@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use palisade_core::{gate::Gate, time};
 
-use crate::{Ejection, Endpoints, Panic, endpoints::named};
+use crate::{Ejection, Endpoints, Panic, endpoints::named, metrics::Meters, slot::Duty};
 
 impl<S, G: Gate> Endpoints<S, G> {
     /// Changes when endpoints are ejected, from the next end of a request on.
@@ -16,9 +16,7 @@ impl<S, G: Gate> Endpoints<S, G> {
         // More may pass where nobody is ejected any more, and where a lower ceiling makes advice of what speaks against
         // them.
         self.0.shortage.end();
-        for name in self.names() {
-            self.tell_state(&name);
-        }
+        self.tell_states();
     }
 
     /// When endpoints are ejected.
@@ -65,5 +63,21 @@ impl<S, G: Gate> Endpoints<S, G> {
     pub fn set_priority(&self, name: &str, priority: u32) -> bool {
         self.lock()
             .place(named(name), |slot| slot.priority = priority)
+    }
+
+    /// Brings the metrics of all endpoints up to date at once.
+    fn tell_states(&self) {
+        if !Meters::ON {
+            return;
+        }
+        let now = time::now();
+        let mut fleet = self.lock();
+        for (slot, state, _) in fleet.states(now) {
+            if slot.duty != Duty::Leaving {
+                slot.item.meters.state(state);
+            }
+        }
+        let panics = fleet.panics_now(now);
+        self.tell_panic(panics);
     }
 }

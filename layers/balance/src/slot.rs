@@ -17,6 +17,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Slot<T> {
     pub(crate) item: T,
+    /// Handles on the item that attempts have given back: to lend one again takes no atomic operation.
+    spare: Vec<T>,
     pub(crate) load: Load,
     pub(crate) weight: f64,
     /// One over the weight: a scan multiplies.
@@ -97,6 +99,7 @@ impl<T: Item> Slot<T> {
             hash: item.hash(),
             gated: item.is_gated(),
             item,
+            spare: Vec::new(),
             load: Load::new(now),
             weight,
             stride: 1.0 / weight,
@@ -180,6 +183,25 @@ impl<T: Item> Slot<T> {
         serves && admits && !self.machine.keeps_out()
     }
 
+    /// A handle on the item, for an attempt under way.
+    #[inline]
+    pub(crate) fn lend(&mut self) -> T
+    where
+        T: Clone,
+    {
+        self.spare.pop().unwrap_or_else(|| {
+            // Room for all that are lent, so that an end never allocates.
+            self.spare.reserve(self.load.in_flight() as usize);
+            self.item.clone()
+        })
+    }
+
+    /// What was lent for an attempt that is over.
+    #[inline]
+    pub(crate) fn take_back(&mut self, lent: T) {
+        self.spare.push(lent);
+    }
+
     /// It takes no more part in this attempt.
     pub(crate) fn end(&mut self, flight: &Flight) {
         self.load.end(&flight.attempt);
@@ -222,7 +244,7 @@ impl<T: Item> Slot<T> {
         self.machine.is_out()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn start(
         &mut self,
         slot: usize,

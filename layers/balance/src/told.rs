@@ -14,6 +14,8 @@ const MOST: f64 = 4.0;
 const LEAST: f64 = 0.5;
 /// This part of what reports say is believed: what endpoints have to do is in their latencies, too.
 const BELIEVED: f64 = 0.5;
+/// Above this part after their beginning, answers stream.
+const STREAMS: f64 = 0.5;
 /// An endpoint that is as good as full.
 const FULL: f64 = 0.99;
 
@@ -36,6 +38,19 @@ pub(crate) struct Usually {
     /// Requests of others under way.
     pub(crate) others: Option<f64>,
     pub(crate) utilization: Option<f64>,
+    /// Nanoseconds.
+    pub(crate) latency: Option<f64>,
+}
+
+impl Usually {
+    /// Where this part of an answer comes after it has begun. Endpoints speak of whole answers, and where most of that
+    /// is no waiting it says nothing of when they begin.
+    pub(crate) fn where_streams(self, part: f64) -> Self {
+        Self {
+            latency: self.latency.filter(|_| part <= STREAMS),
+            ..self
+        }
+    }
 }
 
 impl Told {
@@ -74,13 +89,18 @@ impl Told {
         self.report.utilization
     }
 
+    /// How long answers took there, in nanoseconds.
+    pub(crate) fn latency(&self) -> Option<f64> {
+        Some(self.report.latency?.as_nanos() as f64)
+    }
+
     /// Requests there, those sent since counted, and how long they take; if it is new and was not used too often.
     pub(crate) fn probed(&self, uses: u32, fresh: u64, now: u64) -> Option<Probed> {
         let usable = self.sent < uses && now.saturating_sub(self.at) <= fresh;
         let said = self.report.in_flight.filter(|_| usable)?;
         Some(Probed {
             in_flight: said.saturating_add(self.sent),
-            latency: self.report.latency.map(|latency| latency.as_nanos() as f64),
+            latency: self.latency(),
         })
     }
 }
@@ -112,14 +132,30 @@ pub(crate) fn strain(told: &Told, usually: &Usually, now: u64) -> f64 {
     1.0 + BELIEVED * told.worth(now) * (strain.clamp(LEAST, MOST) - 1.0)
 }
 
+/// How many times as long as of its peers an endpoint's answers take by what it says; at least once.
+///
+/// What a gateway of many knows of a slow endpoint is forgotten before it hears of it again, and it would then be taken
+/// for its peers: each gateway would find out anew. A quotient, since an endpoint does not see all the time that passes
+/// here. And nobody is faster than its peers for saying so: that all gateways would believe at once.
+pub(crate) fn slowness(told: &Told, usually: &Usually, now: u64) -> f64 {
+    let Some((latency, usual)) = told.latency().zip(usually.latency) else {
+        return 1.0;
+    };
+    let times = (latency / usual.max(1.0)).clamp(1.0, MOST);
+    1.0 + told.worth(now) * (times - 1.0)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
     const USUALLY: Usually = Usually {
         others: Some(7.0),
         utilization: Some(0.5),
+        latency: Some(1e9),
     };
 
     fn told(in_flight: Option<u32>, utilization: Option<f64>, own: u32) -> Told {
@@ -174,6 +210,7 @@ mod tests {
                         let usually = Usually {
                             others: Some(others),
                             utilization: Some(usual),
+                            latency: None,
                         };
                         let strain = strain(&told(in_flight, utilization, 3), &usually, 0);
                         assert!((0.75..=2.5).contains(&strain), "{strain}");
@@ -191,6 +228,54 @@ mod tests {
         assert_eq!(at(1.2), 2.5);
         assert_eq!(at(0.0), 0.75);
         assert_eq!(strain(&told(None, None, 0), &USUALLY, 0), 1.0);
+    }
+
+    fn takes(latency: Option<Duration>) -> Told {
+        let report = LoadReport {
+            latency,
+            ..LoadReport::default()
+        };
+        Told::new(report, 0, 0.0, 0)
+    }
+
+    #[test]
+    fn who_says_that_it_is_slow_is_so_many_times_as_slow_as_its_peers_until_that_is_old() {
+        let told = takes(Some(Duration::from_secs(3)));
+        let at = |seconds| slowness(&told, &USUALLY, seconds * SECOND);
+        assert_eq!([0, 1, 3, 5].map(at), [3.0, 3.0, 2.0, 1.0]);
+        let alone = Usually {
+            latency: None,
+            ..USUALLY
+        };
+        assert_eq!(slowness(&told, &alone, 0), 1.0);
+        assert_eq!(strain(&told, &USUALLY, 0), 1.0, "it is no more busy");
+    }
+
+    #[test]
+    fn how_long_streams_last_does_not_say_when_they_begin() {
+        let told = takes(Some(Duration::from_secs(3)));
+        let at = |part| slowness(&told, &USUALLY.where_streams(part), 0);
+        assert_eq!([0.0, 0.5, 0.51, 1.0].map(at), [3.0, 3.0, 1.0, 1.0]);
+        let rest = USUALLY.where_streams(1.0);
+        assert_eq!((rest.others, rest.utilization), (Some(7.0), Some(0.5)));
+    }
+
+    #[test]
+    fn nobody_is_faster_than_its_peers_for_saying_so_and_nobody_infinitely_slow() {
+        for (latency, times) in [
+            (None, 1.0),
+            (Some(Duration::ZERO), 1.0),
+            (Some(Duration::from_millis(10)), 1.0),
+            (Some(Duration::MAX), 4.0),
+        ] {
+            assert_eq!(slowness(&takes(latency), &USUALLY, 0), times);
+        }
+        let at_once = Usually {
+            latency: Some(0.0),
+            ..USUALLY
+        };
+        assert_eq!(slowness(&takes(Some(Duration::ZERO)), &at_once, 0), 1.0);
+        assert_eq!(slowness(&takes(Some(Duration::MAX)), &at_once, 0), 4.0);
     }
 
     #[test]

@@ -41,7 +41,7 @@ use tower::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-const TURNS: u32 = 60;
+const TURNS: u32 = 300;
 const REQUESTS: u32 = 5_000;
 
 type Answer = fn() -> Response<Empty<bytes::Bytes>>;

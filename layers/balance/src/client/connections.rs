@@ -89,7 +89,7 @@ use self::on::Meters;
 mod on {
     use std::{fmt, sync::Arc};
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
     const OPEN: &str = "palisade_balance_connections";
     const CONNECTS: &str = "palisade_balance_connects_total";
@@ -102,6 +102,8 @@ mod on {
 
     impl Meters {
         pub(super) fn new(endpoint: Arc<str>) -> Self {
+            describe_gauge!(OPEN, "Connections to the endpoint that are open.");
+            describe_counter!(CONNECTS, "Connections to the endpoint that were tried.");
             let connects =
                 |result| counter!(CONNECTS, "endpoint" => endpoint.clone(), "result" => result);
             Self {

@@ -9,7 +9,7 @@ pub(super) use self::on::Meters;
 mod on {
     use std::time::UNIX_EPOCH;
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
     use palisade_core::time;
 
     use super::Arc;
@@ -28,6 +28,13 @@ mod on {
 
     impl Meters {
         pub(in super::super) fn new(layer: &Arc<str>, source: &Arc<str>) -> Self {
+            describe_counter!(LISTS, "Lists of endpoints that a source has brought.");
+            describe_counter!(
+                ERRORS,
+                "Lists that did not come, and entries that could not be used."
+            );
+            describe_gauge!(TARGETS, "Entries of the last list.");
+            describe_gauge!(LISTED, "When the last list came, in seconds since 1970.");
             let labels = [("layer", layer.clone()), ("source", source.clone())];
             Self {
                 lists: counter!(LISTS, &labels),

@@ -20,8 +20,8 @@ const SLOW_START_FROM: f64 = 0.1;
 #[derive(Debug)]
 pub(crate) struct Machine {
     state: State,
-    /// When it came or came back, and began to get more and more.
-    risen: u64,
+    /// Until when it gets more and more since it came or came back.
+    rises_until: u64,
     /// Counts state changes, so that a verdict from an earlier state is told apart.
     epoch: u64,
     /// The epoch of the first probe since the ejection: any of them may pass, however late.
@@ -106,7 +106,7 @@ impl Machine {
     pub(crate) fn new(rules: &Ejection, now: u64) -> Self {
         Self {
             state: State::Active,
-            risen: now,
+            rises_until: now.saturating_add(SLOW_START),
             epoch: 0,
             probes: 0,
             row: 0,
@@ -151,11 +151,14 @@ impl Machine {
     /// How much longer its turns are, so soon after it came or came back.
     #[inline]
     pub(crate) fn slow_start(&self, now: u64) -> f64 {
-        // First without a difference: this is asked of each endpoint for each request.
-        if now >= self.risen.saturating_add(SLOW_START) {
+        // Nothing but a question where it is over: this is asked of each endpoint for each request.
+        if now >= self.rises_until {
             return 1.0;
         }
-        slow_start(now.saturating_sub(self.risen))
+        slow_start(
+            now.saturating_add(SLOW_START)
+                .saturating_sub(self.rises_until),
+        )
     }
 
     /// Whether it is ejected, or about to show that it should not be.
@@ -290,14 +293,14 @@ impl Machine {
     /// It has been away for other reasons, and gets more and more.
     pub(crate) fn rise(&mut self, now: u64) {
         self.reinstate(now);
-        self.risen = now;
+        self.rises_until = now.saturating_add(SLOW_START);
     }
 
     fn reinstate(&mut self, now: u64) {
         self.forget();
         self.calm = now;
         if self.mode != Mode::Shadow {
-            self.risen = now;
+            self.rises_until = now.saturating_add(SLOW_START);
         }
         self.enter(State::Active);
     }

@@ -55,21 +55,23 @@ impl<T: Item> Fleet<T> {
     /// The body has ended, or without a verdict: nothing was sent.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn end(&mut self, ticket: &mut Ticket, now: Instant) -> Ended<T> {
-        self.leave(ticket, false, &self.clock(now))
+        self.leave(ticket, &mut None, false, &self.clock(now))
     }
 
-    /// Hears the verdict as the body ends, or without one that nothing was sent.
+    /// Hears the verdict as the body ends, or without one that nothing was sent. Takes back what was lent, unless the
+    /// endpoint has left.
     #[inline]
     pub(crate) fn finish(
         &mut self,
         ticket: &mut Ticket,
+        lent: &mut Option<T>,
         end: Option<&End>,
         now: Instant,
     ) -> (Change, Ended<T>) {
         let clock = self.clock(now);
         let change = end.map(|end| self.judge(ticket, end, &clock));
         let change = change.unwrap_or_default();
-        (change, self.leave(ticket, change.reopened, &clock))
+        (change, self.leave(ticket, lent, change.reopened, &clock))
     }
 
     #[inline]
@@ -121,7 +123,13 @@ impl<T: Item> Fleet<T> {
 
     /// Asks the gate last: should it panic, nothing is left behind.
     #[inline]
-    fn leave(&mut self, ticket: &mut Ticket, mut reopened: bool, clock: &Clock) -> Ended<T> {
+    fn leave(
+        &mut self,
+        ticket: &mut Ticket,
+        lent: &mut Option<T>,
+        mut reopened: bool,
+        clock: &Clock,
+    ) -> Ended<T> {
         let (slot, flight) = self.of(ticket);
         reopened |= slot.give_back(flight, clock.now);
         slot.end(flight);
@@ -129,6 +137,9 @@ impl<T: Item> Fleet<T> {
         self.flights.end(ticket.flight);
         let slot = self.slots[at].as_mut().expect("in flight");
         if slot.duty != Duty::Leaving || slot.load.in_flight() > 0 {
+            if let Some(lent) = lent.take() {
+                slot.take_back(lent);
+            }
             reopened |= slot.look(clock);
             return Ended::Stays { reopened };
         }

@@ -7,6 +7,7 @@ use crate::{
         Strategy,
         price::{self, Field},
     },
+    told::Usually,
 };
 
 use super::{Fleet, Item, Need, levels::Ring};
@@ -28,13 +29,26 @@ impl<T: Item> Fleet<T> {
             penalty: self.peers.penalty(),
             place: self.usual.place(),
             round: self.round,
-            usually: self.peers.usually(),
+            usually: self.usually(),
             draw,
             belongs: need.affinity.is_some(),
             wants_all: need.wants_all,
             bound: None,
             hot: None,
         }
+    }
+
+    /// What is usual among those that report, as far as it can be compared with what is seen here.
+    #[inline]
+    fn usually(&self) -> Option<Usually> {
+        let usually = self.peers.usually()?;
+        // Until an answer has ended here, nobody knows.
+        let streams = if self.usual.lasts() > 0.0 {
+            self.usual.streams()
+        } else {
+            1.0
+        };
+        Some(usually.where_streams(streams))
     }
 
     /// Adds what matters in a choice among these: what is too much depends on who could take it.

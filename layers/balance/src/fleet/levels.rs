@@ -3,6 +3,8 @@
 //! The rule is that of Envoy's priority levels: a level has as much of the traffic as the part of it that may be
 //! picked, times 1.4, and the next levels have what is left.
 
+use std::ops::Range;
+
 use crate::slot::{Duty, Slot, Standing};
 
 /// A level carries everything until less than this part of one is able: 71 %.
@@ -190,6 +192,21 @@ impl Levels {
             first: 0,
             number: len,
         }
+    }
+
+    /// The slots of the first of these places in a ring, as many as lie side by side.
+    #[inline]
+    pub(super) fn stretch(&self, ring: Ring, places: Range<usize>) -> Range<usize> {
+        let first = if places.start < ring.len {
+            places.start
+        } else {
+            places.start - ring.len
+        };
+        if ring.sorted {
+            let at = self.slot(ring, first);
+            return at..at + 1;
+        }
+        first..ring.len.min(first + places.len())
     }
 
     #[inline]

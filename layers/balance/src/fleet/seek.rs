@@ -24,7 +24,7 @@ const COUNT_EVERY: u64 = 10_000_000;
 type Found = (u64, Option<(usize, Doubtful)>);
 
 impl<T: Item> Fleet<T> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn seek(&mut self, clock: &Clock, need: &Need, want: &impl Fn(&T) -> Want) -> Found {
         let mut field = self.field(need, clock);
         self.sort();
@@ -52,6 +52,7 @@ impl<T: Item> Fleet<T> {
     }
 
     /// Where all endpoints are on one level.
+    #[inline(always)]
     fn seek_among_all(
         &mut self,
         clock: &Clock,

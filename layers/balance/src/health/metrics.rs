@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 #[cfg(feature = "metrics")]
-use metrics::{Counter, counter};
+use metrics::{Counter, counter, describe_counter};
 
 #[cfg(feature = "metrics")]
 const CHECKS: &str = "palisade_balance_health_checks_total";
@@ -25,6 +25,8 @@ pub(super) struct CheckMeters {
 impl CheckMeters {
     #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
     pub(super) fn new(layer: &Arc<str>, endpoint: &Arc<str>) -> Self {
+        #[cfg(feature = "metrics")]
+        describe_counter!(CHECKS, "Health checks of the endpoint, by their result.");
         Self {
             #[cfg(feature = "metrics")]
             results: ["passed", "failed", "timed_out"].map(|result| {

@@ -20,6 +20,8 @@ use crate::{
 
 /// Probes for each request, where the strategy lives on them.
 const PROBES: usize = 3;
+/// Otherwise each endpoint is asked every so many nanoseconds, a fifth more or less.
+const STEADY: f64 = 1e9;
 
 /// An endpoint that is only a number.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub(super) struct Ours {
     strategy: Strategy,
     told: Told,
     checks: Option<Checks>,
+    /// Whom each gateway asks next.
+    next: Vec<usize>,
+    endpoints: usize,
     born: Instant,
     coin: Coin,
 }
@@ -84,6 +89,8 @@ impl Ours {
                 let coin = Stream::Health.coin(seed, 0);
                 Checks::new(gateways, servers.len(), coin)
             }),
+            next: (0..gateways).collect(),
+            endpoints: servers.len(),
             born,
             coin: Stream::Policy.coin(seed, 0),
         }
@@ -153,8 +160,32 @@ impl Balancer for Ours {
     }
 
     fn probes(&mut self, _: usize, servers: &[Server], asked: &mut Vec<usize>) {
-        if self.strategy == Strategy::Prequal || self.told == Told::Probes {
+        if self.strategy == Strategy::Prequal {
             draw(&mut self.coin, servers, PROBES, asked);
+        }
+    }
+
+    fn gateways(&self) -> usize {
+        if self.told == Told::Probes {
+            self.gateways.len()
+        } else {
+            0
+        }
+    }
+
+    fn pause(&mut self) -> u64 {
+        let jitter = 0.8 + 0.4 * self.coin.share();
+        (jitter * STEADY / self.endpoints as f64) as u64
+    }
+
+    fn probes_next(&mut self, gateway: usize, servers: &[Server], asked: &mut Vec<usize>) {
+        let next = &mut self.next[gateway];
+        for _ in servers {
+            *next = (*next + 1) % servers.len();
+            if servers[*next].present {
+                asked.push(*next);
+                return;
+            }
         }
     }
 

@@ -31,7 +31,7 @@ pub enum Policy {
     Costs(Strategy),
     /// The same, and answers say how busy the endpoint is: `...+reports`.
     Reports(Strategy),
-    /// The same, and endpoints are asked how busy they are, three for each request: `...+probes`.
+    /// The same, and each gateway asks each endpoint every second how busy it is: `...+probes`.
     Probes(Strategy),
     /// The same, and each gateway checks the health of each endpoint every thirty seconds: `...+checks`.
     Checks(Strategy),
@@ -159,6 +159,19 @@ pub(super) trait Balancer {
 
     /// Which endpoints to ask how they do, because of a request.
     fn probes(&mut self, _gateway: usize, _servers: &[Server], _asked: &mut Vec<usize>) {}
+
+    /// So many gateways ask endpoints in a rhythm.
+    fn gateways(&self) -> usize {
+        0
+    }
+
+    /// How long one of these waits after it has asked one.
+    fn pause(&mut self) -> u64 {
+        u64::MAX
+    }
+
+    /// Which endpoint to ask then.
+    fn probes_next(&mut self, _gateway: usize, _servers: &[Server], _asked: &mut Vec<usize>) {}
 
     /// What one of them says.
     fn probed(&mut self, _gateway: usize, _endpoint: usize, _report: LoadReport, _now: u64) {}

@@ -76,6 +76,8 @@ enum Event {
     Joins(u32),
     /// The answers to probes: a gateway, an endpoint.
     Probed(u32, u32),
+    /// A gateway asks the next endpoint.
+    Asks(u32),
     FirstData(u32),
     /// A request is over for its caller.
     Over(u32),
@@ -114,9 +116,11 @@ pub(super) fn play<B: Balancer>(world: World, mut balancer: B) -> (Record, B) {
         flights: Vec::new(),
         vacant: Vec::new(),
         asked: Vec::new(),
+        last: world.jobs.last().map_or(0, |job| job.arrives),
         balancer: &mut balancer,
         world,
     };
+    course.begin();
     for number in 0..course.world.jobs.len() {
         let arrives = course.world.jobs[number].arrives;
         course.advance(arrives);
@@ -137,6 +141,8 @@ struct Course<'a, B: Balancer> {
     flights: Vec<Flight<B::Ticket>>,
     vacant: Vec<u32>,
     asked: Vec<usize>,
+    /// When the last request comes.
+    last: u64,
 }
 
 impl<B: Balancer> Course<'_, B> {
@@ -172,6 +178,7 @@ impl<B: Balancer> Course<'_, B> {
                         .probed(gateway as usize, at as usize, report, now);
                 }
             }
+            Event::Asks(gateway) => self.ask(gateway, now),
             Event::FirstData(at) => {
                 let flight = &mut self.flights[at as usize];
                 let gateway = self.world.jobs[flight.job as usize].gateway;
@@ -212,12 +219,36 @@ impl<B: Balancer> Course<'_, B> {
         let mut asked = std::mem::take(&mut self.asked);
         self.balancer
             .probes(gateway as usize, &self.world.servers, &mut asked);
+        self.probe(gateway, asked, now);
+        self.place(at, now);
+    }
+
+    /// Gateways that ask in a rhythm begin, each at its own time.
+    fn begin(&mut self) {
+        for gateway in 0..self.balancer.gateways() {
+            let at = self.balancer.pause();
+            self.foresee(at, Event::Asks(gateway as u32));
+        }
+    }
+
+    fn ask(&mut self, gateway: u32, now: u64) {
+        if now > self.last {
+            return;
+        }
+        let mut asked = std::mem::take(&mut self.asked);
+        self.balancer
+            .probes_next(gateway as usize, &self.world.servers, &mut asked);
+        self.probe(gateway, asked, now);
+        let next = now + self.balancer.pause();
+        self.foresee(next, Event::Asks(gateway));
+    }
+
+    fn probe(&mut self, gateway: u32, mut asked: Vec<usize>, now: u64) {
         self.record.probes += asked.len() as u64;
         for endpoint in asked.drain(..) {
             self.foresee(now + PROBE_TAKES, Event::Probed(gateway, endpoint as u32));
         }
         self.asked = asked;
-        self.place(at, now);
     }
 
     /// Finds an endpoint.

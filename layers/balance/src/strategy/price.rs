@@ -93,19 +93,26 @@ impl Pricing for Adaptive {
 
 #[inline(always)]
 pub(crate) fn adaptive(view: &View<'_>) -> f64 {
-    if is_overdue(view) {
+    let usually = view.field.usually.as_ref();
+    let said = usually.and_then(|usually| Some((view.load.told()?, usually)));
+    let peers = match said {
+        Some((told, usually)) => view.field.peers * told::slowness(told, usually, view.field.now),
+        None => view.field.peers,
+    };
+    let (latency, is_overdue) = view.load.expect(peers, view.field.now);
+    if view.load.is_due() || is_overdue && has_missed_turns(view) {
         return OVERDUE;
     }
-    let latency = latency(view) + view.field.place * view.load.pace();
+    let latency = at_least(view, latency) + view.field.place * view.load.pace();
     let price = latency * (view.load.queue() + view.field.size) * view.stride;
-    match (&view.field.usually, view.load.told()) {
-        (Some(usually), Some(told)) => {
+    match said {
+        Some((told, usually)) => {
             let strain = told::strain(told, usually, view.field.now);
             // Who fails has little to do, and that must attract nobody.
             let least = if view.load.has_failed() { 1.0 } else { 0.0 };
             price * strain.max(least)
         }
-        _ => price,
+        None => price,
     }
 }
 
@@ -184,7 +191,11 @@ pub(crate) fn next_turn(turn: f64, round: f64, stride: f64) -> f64 {
 /// How long its next answer will take if nothing else is in flight there.
 #[inline]
 fn latency(view: &View<'_>) -> f64 {
-    let latency = view.load.latency(view.field.peers, view.field.now);
+    at_least(view, view.load.latency(view.field.peers, view.field.now))
+}
+
+#[inline]
+fn at_least(view: &View<'_>, latency: f64) -> f64 {
     // Answers that take no time at all are still told apart by what is in flight.
     let least = if view.doubtful {
         view.field.penalty.max(1.0)
@@ -204,9 +215,12 @@ fn queue(view: &View<'_>) -> f64 {
 /// Nobody is priced out for ever: what it would cost may have changed, and nobody would know.
 #[inline]
 fn is_overdue(view: &View<'_>) -> bool {
-    view.load.is_due()
-        || view.load.is_overdue(view.field.now)
-            && view.field.round - view.turn >= (1.0 + MISSED_TURNS) * view.stride
+    view.load.is_due() || view.load.is_overdue(view.field.now) && has_missed_turns(view)
+}
+
+#[inline]
+fn has_missed_turns(view: &View<'_>) -> bool {
+    view.field.round - view.turn >= (1.0 + MISSED_TURNS) * view.stride
 }
 
 fn race(view: &View<'_>) -> f64 {

@@ -103,6 +103,7 @@ fn every_price_is_finite_and_dearer_than_a_probe() {
             usually: Some(Usually {
                 others: Some(f64::from(u32::MAX)),
                 utilization: Some(f64::MAX),
+                latency: Some(f64::MAX),
             }),
             bound: Some(0.0),
             hot: Some(0),
@@ -115,6 +116,7 @@ fn every_price_is_finite_and_dearer_than_a_probe() {
             usually: Some(Usually {
                 others: Some(0.0),
                 utilization: Some(0.0),
+                latency: Some(0.0),
             }),
             bound: Some(f64::MAX),
             hot: Some(u32::MAX),
@@ -173,6 +175,7 @@ fn reports_tell_adaptive_of_the_requests_of_others() {
         usually: Some(Usually {
             others: Some(7.0),
             utilization: Some(0.5),
+            latency: None,
         }),
         ..field(SECOND)
     };
@@ -188,6 +191,51 @@ fn reports_tell_adaptive_of_the_requests_of_others() {
         Strategy::LeastResponseTime.price(&view(&full, &field)),
         Strategy::LeastResponseTime.price(&view(&idle, &field)),
     );
+}
+
+#[test]
+fn who_is_forgotten_is_as_slow_as_it_says_and_looked_at_all_the_same() {
+    let now = 100 * SECOND;
+    let usually = Some(Usually {
+        others: Some(7.0),
+        utilization: None,
+        latency: Some(2e9),
+    });
+    let field = Field {
+        usually,
+        ..field(now)
+    };
+    let due = Field {
+        round: 1e3,
+        ..field
+    };
+    let price = |load: &Load, field: &Field| Strategy::Adaptive.price(&view(load, field));
+    // Nobody has heard of it; it was slower than its peers; it was odd.
+    let known = [0, 3 * SECOND / 2, 3 * SECOND];
+    for mut load in known.map(|latency| match latency {
+        0 => Load::new(0),
+        latency => load(latency, 0),
+    }) {
+        assert_eq!(price(&load, &field), 1e9);
+        load.report(report(7, Some(SECOND)), now);
+        assert_eq!(price(&load, &field), 1e9, "it says that it is faster");
+        load.report(report(7, Some(6 * SECOND)), now);
+        assert_eq!(price(&load, &field), 3e9);
+        assert_eq!(
+            Strategy::LeastResponseTime.price(&view(&load, &field)),
+            1e9,
+            "it does not ask for reports"
+        );
+        assert_eq!(price(&load, &due), f64::MIN_POSITIVE, "its turn has come");
+    }
+    let mut known = load(SECOND, 1);
+    let before = price(&known, &field);
+    known.report(report(8, Some(6 * SECOND)), SECOND);
+    let silent = Field {
+        now: SECOND,
+        ..field
+    };
+    assert_eq!(price(&known, &silent), before, "answers say more");
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod reports;
 mod schedules;
 #[cfg(feature = "hyper")]
 mod server;
+mod steady;
 mod strategies;
 mod support;
 mod threads;

@@ -1,8 +1,19 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use http::{Request, StatusCode};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use palisade_balance::{Ejection, Endpoint, Endpoints, Health};
+use palisade_core::{
+    gate::{Admit, Gate, Outlook},
+    head::RequestHead,
+};
+use tokio::time::Instant;
 use tokio_test::{assert_pending, task};
 use tower::ServiceExt;
 
@@ -135,4 +146,34 @@ async fn a_shadow_and_a_panic_are_reported_apart() {
     assert_eq!(seen(&snapshotter)[panic], 1.0);
     endpoints.set_health("3", Health::Healthy);
     assert!(!seen(&snapshotter).contains_key(panic));
+}
+
+/// Says that all may pass, and counts how often it is asked.
+#[derive(Clone)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Gate for Counted {
+    type Guard = ();
+
+    fn admit(&self, _: &RequestHead<'_>, _: Instant) -> Admit<()> {
+        Admit::Now(Ok(()))
+    }
+
+    fn outlook(&self, _: Instant) -> Outlook {
+        self.0.fetch_add(1, Relaxed);
+        Outlook::Admits
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_change_ejection_looks_at_each_endpoint_and_not_at_each_for_each() {
+    let (asked, endpoints) = (Arc::new(AtomicUsize::new(0)), Endpoints::named("chat"));
+    for at in 0..100 {
+        let gate = Counted(asked.clone());
+        endpoints.insert(Endpoint::new(at.to_string(), Fake::new(10)).gate(gate));
+    }
+    asked.store(0, Relaxed);
+    endpoints.set_ejection(Ejection::off());
+    let asked = asked.load(Relaxed);
+    assert!((1..=300).contains(&asked), "{asked}");
 }

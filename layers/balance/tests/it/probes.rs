@@ -29,10 +29,10 @@ const NEVER: Duration = Duration::from_secs(3600);
 
 /// Which endpoints were probed, and when.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<(String, Instant)>>>);
+pub(crate) struct Seen(Arc<Mutex<Vec<(String, Instant)>>>);
 
 impl Seen {
-    fn note(&self, name: &str) {
+    pub(crate) fn note(&self, name: &str) {
         self.0.lock().unwrap().push((name.to_owned(), time::now()));
     }
 
@@ -40,12 +40,12 @@ impl Seen {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.take().into_iter().map(|(name, _)| name).collect()
     }
 
     /// How often each was probed.
-    fn counts(&self) -> BTreeMap<String, usize> {
+    pub(crate) fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for name in self.names() {
             *counts.entry(name).or_default() += 1;
@@ -72,7 +72,7 @@ async fn probed(endpoints: usize, probes: Probes) -> (Endpoints<Fake>, Seen) {
     (set, seen)
 }
 
-fn report(in_flight: u32) -> LoadReport {
+pub(crate) fn report(in_flight: u32) -> LoadReport {
     let mut report = LoadReport::default();
     report.in_flight = Some(in_flight);
     report
