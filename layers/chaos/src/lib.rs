@@ -77,7 +77,8 @@
 //! # Metrics
 //!
 //! With the feature `metrics`: `palisade_chaos_faults_total{layer, fault}`, when a fault strikes: one of bodies when the
-//! body has got so far.
+//! body has got so far; `palisade_chaos_shadowed_total{layer, fault}`, when it would have been chosen in shadow mode.
+//! They are registered with the first request that finds faults switched on.
 //!
 //! # When not to use it
 //!

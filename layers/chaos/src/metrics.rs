@@ -16,18 +16,42 @@ mod on {
     use metrics::{Counter, counter, describe_counter};
 
     const FAULTS: &str = "palisade_chaos_faults_total";
+    const SHADOWED: &str = "palisade_chaos_shadowed_total";
 
-    /// Registered when first counted: a recorder may be installed after layers were made.
+    /// Registered with the first request: a recorder may be installed after layers were made, and what has not
+    /// happened yet is a zero that a first time can be told from.
     #[derive(Default)]
-    pub(crate) struct Metric(OnceLock<Counter>);
+    pub(crate) struct Metric(OnceLock<Registered>);
+
+    struct Registered {
+        struck: Counter,
+        shadowed: Counter,
+    }
 
     impl Metric {
-        pub(crate) fn count(&self, layer: &Arc<str>, fault: &Arc<str>) {
-            let counter = self.0.get_or_init(|| {
+        #[inline]
+        pub(crate) fn register(&self, layer: &Arc<str>, fault: &Arc<str>) {
+            self.0.get_or_init(|| {
                 describe_counter!(FAULTS, "Faults that have struck.");
-                counter!(FAULTS, "layer" => layer.clone(), "fault" => fault.clone())
+                describe_counter!(SHADOWED, "Faults that would have struck, in shadow mode.");
+                let one = |name: &'static str| counter!(name, "layer" => layer.clone(), "fault" => fault.clone());
+                Registered {
+                    struck: one(FAULTS),
+                    shadowed: one(SHADOWED),
+                }
             });
-            counter.increment(1);
+        }
+
+        pub(crate) fn struck(&self) {
+            if let Some(registered) = self.0.get() {
+                registered.struck.increment(1);
+            }
+        }
+
+        pub(crate) fn shadowed(&self) {
+            if let Some(registered) = self.0.get() {
+                registered.shadowed.increment(1);
+            }
         }
     }
 
@@ -46,6 +70,11 @@ mod off {
     pub(crate) struct Metric(());
 
     impl Metric {
-        pub(crate) fn count(&self, _: &Arc<str>, _: &Arc<str>) {}
+        #[inline]
+        pub(crate) fn register(&self, _: &Arc<str>, _: &Arc<str>) {}
+
+        pub(crate) fn struck(&self) {}
+
+        pub(crate) fn shadowed(&self) {}
     }
 }

@@ -56,7 +56,13 @@ impl Armed {
     /// Counts that it has happened.
     pub(crate) fn strike(&self) {
         self.struck.fetch_add(1, Relaxed);
-        self.metric.count(&self.layer, &self.name);
+        self.metric.struck();
+    }
+
+    /// Counts that it would have happened.
+    fn shadow(&self) {
+        self.shadowed.fetch_add(1, Relaxed);
+        self.metric.shadowed();
     }
 
     pub(crate) fn injected(&self) -> Injected {
@@ -163,6 +169,7 @@ impl Shared {
         let on = LazyCell::new(|| time::now().saturating_duration_since(params.since));
         let (shadow, mut injection) = (self.mode() == Mode::Shadow, None);
         for (at, armed) in params.faults.iter().enumerate() {
+            armed.metric.register(&armed.layer, &armed.name);
             if !armed.armed.load(Relaxed) {
                 continue;
             }
@@ -173,7 +180,7 @@ impl Shared {
                 continue;
             }
             if shadow {
-                armed.shadowed.fetch_add(1, Relaxed);
+                armed.shadow();
                 continue;
             }
             let injection: &mut Injection = injection.get_or_insert_default();

@@ -111,6 +111,7 @@ where
     }
 
     fn call(&mut self, target: T) -> Self::Future {
+        self.layer.shared.tally.arrive();
         let after = self.layer.shared.get();
         ConnectFuture {
             by: time::now().checked_add(after),

@@ -85,6 +85,8 @@
 //! - `palisade_deadline_timeout_seconds{layer, limit}`: the adaptive timeout that the last attempt got.
 //! - `palisade_deadline_median_seconds{layer}`: what the last request was measured against.
 //!
+//! Counters are registered with the first request, as zeros; the last two when there is something to show.
+//!
 //! # When not to use it
 //!
 //! A body that may flow for as long as its reader likes, such as a subscription, has no deadline. A service that

@@ -73,6 +73,7 @@ enum Stage {
 impl Limits {
     #[inline]
     pub(crate) fn new(tally: Arc<Tally>, since: Instant, whole_is: Limit) -> Self {
+        tally.arrive();
         Self {
             tally,
             since,

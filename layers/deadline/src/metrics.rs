@@ -10,7 +10,7 @@ pub(crate) use self::off::Metrics;
 mod on {
     use std::{borrow::Cow, sync::OnceLock, time::Duration};
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
     use crate::{
         error::Limit,
@@ -22,15 +22,46 @@ mod on {
     const TIMEOUT: &str = "palisade_deadline_timeout_seconds";
     const MEDIAN: &str = "palisade_deadline_median_seconds";
 
-    /// Each is registered when it is first needed.
     #[derive(Default)]
     pub(crate) struct Metrics {
         layer: Cow<'static, str>,
-        elapsed: [OnceLock<Counter>; WHYS],
-        shadowed: [OnceLock<Counter>; WHYS],
+        handles: OnceLock<Handles>,
+        // Registered when they are known.
         first_byte: OnceLock<Gauge>,
         total: OnceLock<Gauge>,
         median: OnceLock<Gauge>,
+    }
+
+    /// Registered with the first request: a recorder may be installed after layers were made, and what has not
+    /// happened yet is a zero that a first time can be told from.
+    struct Handles {
+        elapsed: [Counter; WHYS],
+        shadowed: [Counter; WHYS],
+    }
+
+    impl Handles {
+        fn register(layer: Cow<'static, str>) -> Self {
+            describe_counter!(ELAPSED, "Requests that were ended because of their time.");
+            describe_counter!(
+                SHADOWED,
+                "Requests that would have been ended because of their time, in shadow mode."
+            );
+            describe_gauge!(TIMEOUT, "The adaptive timeout that the last attempt got.");
+            describe_gauge!(
+                MEDIAN,
+                "The median that the last request was measured against."
+            );
+            let all = |name: &'static str| {
+                Why::ALL.map(|why| {
+                    let (reason, limit) = (why.reason().name(), why.limit());
+                    counter!(name, "layer" => layer.clone(), "reason" => reason, "limit" => limit)
+                })
+            };
+            Self {
+                elapsed: all(ELAPSED),
+                shadowed: all(SHADOWED),
+            }
+        }
     }
 
     impl Metrics {
@@ -41,16 +72,24 @@ mod on {
             }
         }
 
+        /// There is a request.
+        #[inline]
+        pub(crate) fn register(&self) {
+            self.handles();
+        }
+
         pub(crate) fn ended(&self, why: Why, mode: Mode) {
-            let (counters, name) = match mode {
-                Mode::Enforce => (&self.elapsed, ELAPSED),
-                Mode::Shadow => (&self.shadowed, SHADOWED),
+            let handles = self.handles();
+            let counters = match mode {
+                Mode::Enforce => &handles.elapsed,
+                Mode::Shadow => &handles.shadowed,
             };
-            let register = || {
-                let (reason, limit) = (why.reason().name(), why.limit());
-                counter!(name, "layer" => self.layer.clone(), "reason" => reason, "limit" => limit)
-            };
-            counters[why.index()].get_or_init(register).increment(1);
+            counters[why.index()].increment(1);
+        }
+
+        fn handles(&self) -> &Handles {
+            self.handles
+                .get_or_init(|| Handles::register(self.layer.clone()))
         }
 
         pub(crate) fn timeout(&self, limit: Limit, timeout: Duration) {
@@ -86,6 +125,9 @@ mod off {
         pub(crate) fn new(_: Cow<'static, str>) -> Self {
             Self
         }
+
+        #[inline]
+        pub(crate) fn register(&self) {}
 
         pub(crate) fn ended(&self, _: Why, _: Mode) {}
         pub(crate) fn timeout(&self, _: Limit, _: Duration) {}

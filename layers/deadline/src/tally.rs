@@ -52,6 +52,18 @@ pub(crate) enum Why {
 pub(crate) const WHYS: usize = 7;
 
 impl Why {
+    /// Each at its [`index`](Self::index).
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; WHYS] = [
+        Self::Passed,
+        Self::Hopeless,
+        Self::Elapsed(Limit::Connect),
+        Self::Elapsed(Limit::FirstByte),
+        Self::Elapsed(Limit::Idle),
+        Self::Elapsed(Limit::Total),
+        Self::Elapsed(Limit::Deadline),
+    ];
+
     pub(crate) fn index(self) -> usize {
         match self {
             Self::Passed => 0,
@@ -113,6 +125,12 @@ impl Tally {
 
     pub(crate) fn set_mode(&self, mode: Mode) {
         self.shadow.store(mode == Mode::Shadow, Relaxed);
+    }
+
+    /// A request has come.
+    #[inline]
+    pub(crate) fn arrive(&self) {
+        self.metrics.register();
     }
 
     /// Counts the end of a request, and whether it really ends.

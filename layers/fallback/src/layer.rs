@@ -54,7 +54,7 @@ impl<B> FallbackLayer<B> {
                 replay_up_to: 64 * 1024,
                 mark: Some(MARK),
                 stats: Arc::default(),
-                metrics: Metrics::new("fallback".into(), 0),
+                metrics: Metrics::new("fallback".into()),
             }),
             classify: Http,
         }
@@ -187,8 +187,7 @@ impl<B, C> FallbackLayer<B, C> {
     /// Names the layer in metrics; `fallback` otherwise.
     #[must_use]
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        let policy = self.policy_mut();
-        policy.metrics = Metrics::new(name.into(), policy.alternatives.len());
+        self.policy_mut().metrics = Metrics::new(name.into());
         self
     }
 

@@ -84,7 +84,8 @@
 //! # Metrics
 //!
 //! With the feature `metrics`: `palisade_fallback_served_total{layer, by}`,
-//! `palisade_fallback_shadowed_total{layer, by}` and `palisade_fallback_exhausted_total{layer}`.
+//! `palisade_fallback_shadowed_total{layer, by}` and `palisade_fallback_exhausted_total{layer}`. They are registered
+//! with the first request, as zeros.
 //!
 //! # When not to use it
 //!

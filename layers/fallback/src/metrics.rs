@@ -15,31 +15,31 @@ mod on {
 
     use metrics::{Counter, counter, describe_counter};
 
-    use crate::alternative::Entry;
-
     const SERVED: &str = "palisade_fallback_served_total";
     const SHADOWED: &str = "palisade_fallback_shadowed_total";
     const EXHAUSTED: &str = "palisade_fallback_exhausted_total";
 
-    /// Registered when first counted: a recorder may be installed after layers were made.
     #[derive(Clone)]
-    pub(crate) struct Metrics(Arc<Counters>);
+    pub(crate) struct Metrics(Arc<Named>);
 
-    struct Counters {
+    struct Named {
         layer: Cow<'static, str>,
-        served: Vec<OnceLock<Counter>>,
-        shadowed: Vec<OnceLock<Counter>>,
-        exhausted: OnceLock<Counter>,
+        handles: OnceLock<Handles>,
+    }
+
+    /// Registered with the first request: a recorder may be installed after layers were made, and what has not
+    /// happened yet is a zero that a first time can be told from.
+    struct Handles {
+        served: Vec<Counter>,
+        shadowed: Vec<Counter>,
+        exhausted: Counter,
     }
 
     impl Metrics {
-        pub(crate) fn new(layer: Cow<'static, str>, alternatives: usize) -> Self {
-            let counters = || (0..alternatives).map(|_| OnceLock::new()).collect();
-            Self(Arc::new(Counters {
+        pub(crate) fn new(layer: Cow<'static, str>) -> Self {
+            Self(Arc::new(Named {
                 layer,
-                served: counters(),
-                shadowed: counters(),
-                exhausted: OnceLock::new(),
+                handles: OnceLock::new(),
             }))
         }
 
@@ -47,43 +47,58 @@ mod on {
             self.0.layer.clone()
         }
 
-        pub(crate) fn served(&self, at: usize, by: &Entry) {
-            let served = self.0.served[at].get_or_init(|| {
+        /// There is a request, and these are the names of the alternatives.
+        #[inline]
+        pub(crate) fn register<'a>(&self, names: impl Iterator<Item = &'a Arc<str>> + Clone) {
+            self.0.handles.get_or_init(|| {
                 describe_counter!(SERVED, "Answers that an alternative has given.");
-                counter!(SERVED, "layer" => self.layer(), "by" => by.name.clone())
+                describe_counter!(SHADOWED, "Requests that would have gone to an alternative.");
+                describe_counter!(EXHAUSTED, "Failures passed on for want of an alternative.");
+                let all = |metric: &'static str| {
+                    let one = |name: &Arc<str>| counter!(metric, "layer" => self.layer(), "by" => name.clone());
+                    names.clone().map(one).collect()
+                };
+                Handles {
+                    served: all(SERVED),
+                    shadowed: all(SHADOWED),
+                    exhausted: counter!(EXHAUSTED, "layer" => self.layer()),
+                }
             });
-            served.increment(1);
         }
 
-        pub(crate) fn shadowed(&self, at: usize, by: &Entry) {
-            let shadowed = self.0.shadowed[at].get_or_init(|| {
-                describe_counter!(SHADOWED, "Requests that would have gone to an alternative.");
-                counter!(SHADOWED, "layer" => self.layer(), "by" => by.name.clone())
-            });
-            shadowed.increment(1);
+        pub(crate) fn served(&self, at: usize) {
+            if let Some(served) = self.handles().and_then(|it| it.served.get(at)) {
+                served.increment(1);
+            }
+        }
+
+        pub(crate) fn shadowed(&self, at: usize) {
+            if let Some(shadowed) = self.handles().and_then(|it| it.shadowed.get(at)) {
+                shadowed.increment(1);
+            }
         }
 
         pub(crate) fn exhausted(&self) {
-            let exhausted = self.0.exhausted.get_or_init(|| {
-                describe_counter!(EXHAUSTED, "Failures passed on for want of an alternative.");
-                counter!(EXHAUSTED, "layer" => self.layer())
-            });
-            exhausted.increment(1);
+            if let Some(handles) = self.handles() {
+                handles.exhausted.increment(1);
+            }
+        }
+
+        fn handles(&self) -> Option<&Handles> {
+            self.0.handles.get()
         }
     }
 }
 
 #[cfg(not(feature = "metrics"))]
 mod off {
-    use std::borrow::Cow;
-
-    use crate::alternative::Entry;
+    use std::{borrow::Cow, sync::Arc};
 
     #[derive(Clone)]
     pub(crate) struct Metrics;
 
     impl Metrics {
-        pub(crate) fn new(_: Cow<'static, str>, _: usize) -> Self {
+        pub(crate) fn new(_: Cow<'static, str>) -> Self {
             Self
         }
 
@@ -91,9 +106,11 @@ mod off {
             Cow::Borrowed("")
         }
 
-        pub(crate) fn served(&self, _: usize, _: &Entry) {}
+        pub(crate) fn register<'a>(&self, _: impl Iterator<Item = &'a Arc<str>> + Clone) {}
 
-        pub(crate) fn shadowed(&self, _: usize, _: &Entry) {}
+        pub(crate) fn served(&self, _: usize) {}
+
+        pub(crate) fn shadowed(&self, _: usize) {}
 
         pub(crate) fn exhausted(&self) {}
     }

@@ -32,9 +32,15 @@ impl<B> Policy<B> {
     /// Its counts begin anew: they are by alternative.
     pub(crate) fn add(&mut self, name: &str, kind: Kind<B>) {
         self.alternatives.push(Alternative::new(name, kind));
-        let alternatives = self.alternatives.len();
-        self.stats = Arc::new(Stats::new(alternatives));
-        self.metrics = Metrics::new(self.metrics.layer(), alternatives);
+        self.stats = Arc::new(Stats::new(self.alternatives.len()));
+        self.metrics = Metrics::new(self.metrics.layer());
+    }
+
+    /// A request has come.
+    pub(crate) fn arrive(&self) {
+        count(&self.stats.requests);
+        let names = self.alternatives.iter();
+        self.metrics.register(names.map(|each| &each.entry.name));
     }
 
     /// Whether an alternative may want the head of the request.
@@ -69,7 +75,7 @@ impl<B> Policy<B> {
     pub(crate) fn served<T>(&self, at: usize, response: &mut Response<T>) {
         let entry = self.entry(at);
         count(&self.stats.alternatives[at].served);
-        self.metrics.served(at, entry);
+        self.metrics.served(at);
         if let Some(name) = &self.mark {
             let headers = response.headers_mut();
             headers.insert(name, entry.mark.clone());
@@ -80,7 +86,7 @@ impl<B> Policy<B> {
 
     pub(crate) fn shadowed(&self, at: usize) {
         count(&self.stats.alternatives[at].shadowed);
-        self.metrics.shadowed(at, self.entry(at));
+        self.metrics.shadowed(at);
     }
 
     pub(crate) fn exhausted(&self) {

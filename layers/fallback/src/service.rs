@@ -20,7 +20,6 @@ use tower_service::Service;
 use crate::{
     FallbackBody,
     body::Another,
-    handle::count,
     outcome::{Heard, Holding},
     plan::{Chain, Next, Plan},
     policy::Policy,
@@ -62,7 +61,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        count(&self.policy.stats.requests);
+        self.policy.arrive();
         let judge = self.classify.start(&RequestHead::from(&request));
         let (plan, request) = Plan::new(&self.policy, &self.classify, request);
         match plan.forced() {

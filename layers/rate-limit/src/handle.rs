@@ -157,8 +157,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Refuses a request that a rule of this process has nothing left for, and that would not wait. Takes nothing: for
-    /// who wants to know before the body of a request is read, and takes afterwards.
+    /// Refuses a request that a rule of this process has nothing left for, and that would not wait, and counts it as
+    /// refused. Takes nothing: for who wants to know before the body of a request is read, and takes afterwards.
     ///
     /// # Errors
     ///

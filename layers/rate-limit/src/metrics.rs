@@ -102,7 +102,7 @@ impl Metrics {
 mod on {
     use std::{fmt, sync::Arc};
 
-    use metrics::{Counter, Gauge, Label, counter, gauge};
+    use metrics::{Counter, Gauge, Label, counter, describe_counter, describe_gauge, gauge};
     use palisade_core::reject::Reason;
 
     use crate::rule::OnStoreError;
@@ -132,6 +132,7 @@ mod on {
 
     impl Handles {
         pub(super) fn register(layer: &Arc<str>, rule: &Arc<str>) -> Self {
+            describe();
             let labels = || {
                 let layer = Label::new("layer", layer.clone());
                 vec![layer, Label::new("rule", rule.clone())]
@@ -161,6 +162,25 @@ mod on {
                 keys: gauge!(KEYS, labels()),
             }
         }
+    }
+
+    fn describe() {
+        describe_counter!(
+            ADMITTED,
+            "Requests that were let through and took from the rule."
+        );
+        describe_counter!(
+            REFUSED,
+            "Requests that were refused for this rule, and why."
+        );
+        describe_counter!(
+            SHADOWED,
+            "Requests let through that the rule had no room for, in shadow mode."
+        );
+        describe_counter!(FALLBACK, "Requests decided without the store, and how.");
+        describe_counter!(LEASES, "Times that a lease was asked for.");
+        describe_counter!(LEASED, "What was got by leases.");
+        describe_gauge!(KEYS, "Keys of the rule that are in memory.");
     }
 
     impl fmt::Debug for Handles {

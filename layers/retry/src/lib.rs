@@ -91,7 +91,7 @@
 //! `palisade_retry_shadowed_total{verdict}`, those that [`Mode::Shadow`] would have made;
 //! `palisade_retry_exhausted_total{reason}`, where the reason is `attempts`, `budget`, `deadline`, `delay` (the
 //! service asks for more than [`RetryLayer::wait_up_to`]) or `body` (over the cap); and `palisade_retry_budget_left`, in
-//! attempts, as of the last retry or the last 64 requests. Of [budgets per key](Budget::per), [`Handle::snapshot`] alone
+//! attempts, as of the last retry or the last 64 requests. Counters are registered with the first request, as zeros. Of [budgets per key](Budget::per), [`Handle::snapshot`] alone
 //! tells: a gauge has no room for keys.
 //!
 //! # When not to use it

@@ -13,7 +13,7 @@ mod on {
         sync::{Arc, OnceLock},
     };
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, Gauge, Label, counter, describe_counter, describe_gauge, gauge};
     use palisade_core::classify::Verdict;
 
     use crate::policy::Exhausted;
@@ -23,53 +23,72 @@ mod on {
     const BUDGET_LEFT: &str = "palisade_retry_budget_left";
     const EXHAUSTED: &str = "palisade_retry_exhausted_total";
 
-    #[derive(Clone)]
-    pub(crate) struct Metrics(Arc<Counters>);
+    /// The names of those verdicts that are ever retried.
+    const VERDICTS: [&str; 5] = ["failure", "overload", "caller_fault", "timed_out", "unsent"];
 
-    struct Counters {
+    #[derive(Clone)]
+    pub(crate) struct Metrics(Arc<Named>);
+
+    struct Named {
         layer: Cow<'static, str>,
-        retries: ByVerdict,
-        shadowed: ByVerdict,
-        exhausted: [OnceLock<Counter>; Exhausted::ALL.len()],
+        handles: OnceLock<Handles>,
+        /// Registered when it is known.
         budget_left: OnceLock<Gauge>,
     }
 
-    /// One for each verdict that is ever retried, registered when it is first needed.
-    #[derive(Default)]
-    struct ByVerdict([OnceLock<Counter>; 5]);
+    /// Registered with the first request: a recorder may be installed after layers were made, and what has not
+    /// happened yet is a zero that a first time can be told from.
+    struct Handles {
+        retries: [Counter; VERDICTS.len()],
+        shadowed: [Counter; VERDICTS.len()],
+        exhausted: [Counter; Exhausted::ALL.len()],
+    }
 
-    impl ByVerdict {
-        fn count(&self, name: &'static str, layer: &str, verdict: Verdict) {
-            let at = match verdict {
-                Verdict::Overload { .. } => 1,
-                Verdict::CallerFault => 2,
-                Verdict::TimedOut => 3,
-                Verdict::Unsent => 4,
-                _ => 0,
+    impl Handles {
+        fn register(layer: Cow<'static, str>) -> Self {
+            describe_counter!(RETRIES, "Attempts made because the one before ended so.");
+            describe_counter!(
+                SHADOWED,
+                "Attempts that would have been made, in shadow mode."
+            );
+            describe_counter!(
+                EXHAUSTED,
+                "Requests that ended in what is to be retried and was not, and why."
+            );
+            describe_gauge!(BUDGET_LEFT, "Attempts that the budget has room for.");
+            let one = |name: &'static str, label, value| {
+                let layer = Label::new("layer", layer.clone());
+                counter!(name, vec![layer, Label::from_static_parts(label, value)])
             };
-            let register =
-                || counter!(name, "layer" => layer.to_owned(), "verdict" => verdict.name());
-            self.0[at].get_or_init(register).increment(1);
+            Self {
+                retries: VERDICTS.map(|verdict| one(RETRIES, "verdict", verdict)),
+                shadowed: VERDICTS.map(|verdict| one(SHADOWED, "verdict", verdict)),
+                exhausted: Exhausted::ALL.map(|why| one(EXHAUSTED, "reason", why.name())),
+            }
         }
     }
 
     impl Metrics {
         pub(crate) fn new(layer: Cow<'static, str>) -> Self {
-            Self(Arc::new(Counters {
+            Self(Arc::new(Named {
                 layer,
-                retries: ByVerdict::default(),
-                shadowed: ByVerdict::default(),
-                exhausted: Default::default(),
+                handles: OnceLock::new(),
                 budget_left: OnceLock::new(),
             }))
         }
 
+        /// There is a request.
+        #[inline]
+        pub(crate) fn register(&self) {
+            self.handles();
+        }
+
         pub(crate) fn retry(&self, verdict: Verdict) {
-            self.0.retries.count(RETRIES, &self.0.layer, verdict);
+            self.handles().retries[place(verdict)].increment(1);
         }
 
         pub(crate) fn shadowed(&self, verdict: Verdict) {
-            self.0.shadowed.count(SHADOWED, &self.0.layer, verdict);
+            self.handles().shadowed[place(verdict)].increment(1);
         }
 
         pub(crate) fn budget_left(&self, attempts: f64) {
@@ -78,14 +97,22 @@ mod on {
         }
 
         pub(crate) fn exhausted(&self, why: Exhausted) {
-            let Counters {
-                layer, exhausted, ..
-            } = &*self.0;
-            exhausted[why as usize]
-                .get_or_init(
-                    || counter!(EXHAUSTED, "layer" => layer.clone(), "reason" => why.name()),
-                )
-                .increment(1);
+            self.handles().exhausted[why as usize].increment(1);
+        }
+
+        fn handles(&self) -> &Handles {
+            let Named { layer, handles, .. } = &*self.0;
+            handles.get_or_init(|| Handles::register(layer.clone()))
+        }
+    }
+
+    fn place(verdict: Verdict) -> usize {
+        match verdict {
+            Verdict::Overload { .. } => 1,
+            Verdict::CallerFault => 2,
+            Verdict::TimedOut => 3,
+            Verdict::Unsent => 4,
+            _ => 0,
         }
     }
 }
@@ -105,6 +132,9 @@ mod off {
         pub(crate) fn new(_: Cow<'static, str>) -> Self {
             Self
         }
+
+        #[inline]
+        pub(crate) fn register(&self) {}
 
         pub(crate) fn retry(&self, _: Verdict) {}
 

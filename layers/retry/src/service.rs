@@ -66,6 +66,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let policy = &self.policy;
         count(&policy.stats.requests);
+        policy.metrics.register();
         let (now, head) = (Now::new(time::now), RequestHead::from(&request));
         let until = Until::new(policy.limits(), &now);
         let repeat = policy.repeat(&head);

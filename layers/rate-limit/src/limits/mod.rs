@@ -171,6 +171,7 @@ impl Limits {
             && !self.waits(&refusal, &order)
         {
             self.fell_back(&order);
+            self.count_refused(&mut order, refusal.index);
             return Err(self.refuse(&refusal, &order, now));
         }
         for (limit, share) in order.applying(&self.limits) {
@@ -185,6 +186,7 @@ impl Limits {
                 if !self.waits(&refusal, &order) {
                     // It goes no further, and so is decided here.
                     self.fell_back(&order);
+                    limit.store.count(share.payer, false);
                     return Err(self.refuse(&refusal, &order, now));
                 }
             }

@@ -79,7 +79,10 @@ impl Metrics {
 mod on {
     use std::{fmt, sync::Arc};
 
-    use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
+    use metrics::{
+        Counter, Gauge, Histogram, Label, counter, describe_counter, describe_gauge,
+        describe_histogram, gauge, histogram,
+    };
 
     const WAIT: &str = "palisade_quota_mirror_wait_seconds";
     const REFUSED: &str = "palisade_quota_mirror_refused_total";
@@ -97,6 +100,20 @@ mod on {
 
     impl Handles {
         pub(super) fn register(layer: &Arc<str>) -> Self {
+            describe_histogram!(
+                WAIT,
+                "How long requests that went out had waited for their turn."
+            );
+            describe_counter!(
+                REFUSED,
+                "Requests refused because their turn would come too late."
+            );
+            describe_counter!(HELD, "Answers that asked to be left alone.");
+            describe_gauge!(
+                LEFT,
+                "The share that is left of the service's quota of which least is left."
+            );
+            describe_gauge!(KEYS, "Keys that are in memory.");
             let labels = || vec![Label::new("layer", layer.clone())];
             Self {
                 wait: histogram!(WAIT, labels()),

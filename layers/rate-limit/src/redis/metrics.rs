@@ -71,7 +71,10 @@ impl Metrics {
 mod on {
     use std::{fmt, sync::Arc};
 
-    use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
+    use metrics::{
+        Counter, Gauge, Histogram, Label, counter, describe_counter, describe_gauge,
+        describe_histogram, gauge, histogram,
+    };
 
     const LATENCY: &str = "palisade_rate_limit_store_latency_seconds";
     const UP: &str = "palisade_rate_limit_store_up";
@@ -89,6 +92,13 @@ mod on {
 
     impl Handles {
         pub(super) fn register(name: &Arc<str>) -> Self {
+            describe_histogram!(LATENCY, "From a question to the answer of the store.");
+            describe_counter!(
+                MAYBE_CHARGED,
+                "Questions without an answer, which may have been charged all the same."
+            );
+            describe_counter!(TRIPS, "Times that the store was given up for a while.");
+            describe_counter!(JOBS_LOST, "Corrections that the store never got.");
             let labels = || vec![Label::new("store", name.clone())];
             Self {
                 latency: histogram!(LATENCY, labels()),
@@ -101,6 +111,7 @@ mod on {
     }
 
     pub(super) fn up(name: &Arc<str>) -> Gauge {
+        describe_gauge!(UP, "1 while the store answers.");
         gauge!(UP, vec![Label::new("store", name.clone())])
     }
 

@@ -7,6 +7,7 @@ use metrics::{
     Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
     set_default_local_recorder,
 };
+use palisade_core::signal::Signal;
 use palisade_retry::{
     HedgeLayer,
     hedge::{Delay, Mode},
@@ -30,11 +31,13 @@ impl Registered {
         value
     }
 
+    /// Those that are not zero.
     fn all(&self) -> Vec<(String, u64)> {
         let all = self.0.lock().unwrap();
         let mut all: Vec<_> = all
             .iter()
             .map(|(name, value)| (name.clone(), value.load(Relaxed)))
+            .filter(|(_, value)| *value > 0)
             .collect();
         all.sort();
         all
@@ -85,6 +88,10 @@ async fn hedges_are_counted_by_how_they_end_and_by_why_they_are_not_sent() {
     .unwrap();
     let spent = layer.clone().at_most(palisade_core::ratio::Ratio::HALF);
     send(&spent, &slow(), get()).await.0.unwrap();
+    let signal = Signal::new();
+    signal.set(true);
+    let paused = layer.clone().paused_by(signal);
+    send(&paused, &slow(), get()).await.0.unwrap();
 
     let reason = |reason| format!("palisade_hedge_held_back_total{{layer=models,reason={reason}}}");
     let result = |result| format!("palisade_hedge_settled_total{{layer=models,result={result}}}");
@@ -93,6 +100,7 @@ async fn hedges_are_counted_by_how_they_end_and_by_why_they_are_not_sent() {
         [
             (reason("body"), 1),
             (reason("budget"), 1),
+            (reason("paused"), 1),
             (reason("shadow"), 1),
             ("palisade_hedge_sent_total{layer=models}".into(), 3),
             (result("lost"), 2),

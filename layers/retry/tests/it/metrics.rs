@@ -38,11 +38,13 @@ impl Counters {
         Some(f64::from_bits(found.1))
     }
 
+    /// Those that have counted something.
     fn all(&self) -> Vec<(String, u64)> {
         let counters = self.0.lock().unwrap();
         let counters = counters.iter();
         let mut all: Vec<_> = counters
             .map(|(key, count)| (key.clone(), count.load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
             .collect();
         all.sort();
         all

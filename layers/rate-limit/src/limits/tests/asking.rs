@@ -130,9 +130,11 @@ async fn only_what_passed_is_counted_as_admitted_and_each_request_once() {
     store.up.store(true, SeqCst);
     assert_eq!(admitted(&limit, "bob", 1).await, 1);
     assert_eq!(totals(), [(12, 0), (12, 5)]);
-    // Looking counts nothing.
+    // A look takes nothing, and who is refused by it asks no more.
     assert!(limit.handle().preview(&(&from("alice")).into()).is_err());
-    assert_eq!(totals(), [(12, 0), (12, 5)]);
+    assert_eq!(totals(), [(12, 0), (12, 6)]);
+    assert!(limit.handle().preview(&(&from("carol")).into()).is_ok());
+    assert_eq!(totals(), [(12, 0), (12, 6)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,5 +210,7 @@ async fn a_look_does_not_refuse_who_would_wait() {
         assert_eq!(admitted(&limit, "alice", 1).await, 1);
         let looked = limit.handle().preview(&(&from("alice")).into());
         assert_eq!(looked.is_ok(), passes);
+        let refused = limit.handle().snapshot().rules[0].refused;
+        assert_eq!(refused, u64::from(!passes));
     }
 }
