@@ -28,6 +28,10 @@
 //! # What each layer makes of each verdict
 //!
 #![doc = include_str!("verdicts.md")]
+//!
+//! # Metrics
+//!
+#![doc = include_str!("metrics.md")]
 
 #[cfg(feature = "balance")]
 pub mod balance {
@@ -77,6 +81,12 @@ pub mod sla {
     #[doc(inline)]
     pub use palisade_sla::*;
 }
+#[cfg(feature = "trace")]
+pub mod trace {
+    //! Gives each request and each attempt a span that lives until the body ends.
+    #[doc(inline)]
+    pub use palisade_trace::*;
+}
 
 pub use palisade_core::{
     BoxError, attempt, classify, cost, gate,
@@ -87,7 +97,7 @@ pub use palisade_core::{
     reject::{Reason, Rejected},
     replay, respond,
     respond::{LayerExt, RespondLayer},
-    retry_after, settle, time,
+    retry_after, settle, signal, time,
 };
 
 /// Compiles the examples of the README.

@@ -29,6 +29,7 @@ use palisade::{
     rate_limit::{Headers, Quota, QuotaMirrorLayer, RateLimit, RateLimitLayer, Rule},
     retry::{Backoff, Repeatable, RetryLayer},
     sla::{Objective, Sla, SlaLayer},
+    trace::TraceLayer,
 };
 use palisade_core::testing::CountingAllocator;
 use tower::{Layer, service_fn};
@@ -210,6 +211,16 @@ table! {
     }
     sla "sla" {
         layer: |inner| SlaLayer::new(objective()).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    trace_of_requests "trace" {
+        layer: |inner| TraceLayer::request().classify(Sse).layer(inner),
+        readiness: Readiness::OfInner,
+        allocations: 0,
+    }
+    trace_of_attempts "trace" {
+        layer: |inner| TraceLayer::attempt().layer(inner),
         readiness: Readiness::OfInner,
         allocations: 0,
     }
