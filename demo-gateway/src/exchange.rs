@@ -2,16 +2,21 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use palisade::{attempt::Attempts, classify::Usage, time};
+use palisade::{
+    attempt::Attempts,
+    classify::{Usage, Verdict},
+    rate_limit::Tokens,
+    time,
+};
 use tokio::time::Instant;
 
-use crate::{backends::Backend, identity::Caller};
+use crate::{backends::Backend, identity::Caller, record::Cause};
 
 /// What is asked of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub(crate) struct Exchange {
     /// Those for models that were asked instead.
     elsewhere: AtomicU32,
     stream: AtomicBool,
+    batch: AtomicBool,
+    model: OnceLock<Arc<str>>,
     /// As far as that can be told from the request.
     prompt: AtomicU64,
     backend: Mutex<Option<Arc<Backend>>>,
@@ -61,6 +68,16 @@ pub(crate) struct Exchange {
     prompt_tokens: AtomicU64,
     completion_tokens: AtomicU64,
     waits: Mutex<Waits>,
+    end: OnceLock<Ended>,
+    cause: Mutex<Option<Cause>>,
+}
+
+/// How a request has ended that went through the layers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    pub(crate) verdict: Verdict,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) first_data: Option<Duration>,
 }
 
 /// What a backend answered to `/generate`.
@@ -78,18 +95,24 @@ impl Exchange {
             attempts: Attempts::default(),
             elsewhere: AtomicU32::new(0),
             stream: AtomicBool::new(false),
+            batch: AtomicBool::new(false),
+            model: OnceLock::new(),
             prompt: AtomicU64::new(0),
             backend: Mutex::new(None),
             generated: Mutex::new(None),
             prompt_tokens: AtomicU64::new(0),
             completion_tokens: AtomicU64::new(0),
             waits: Mutex::default(),
+            end: OnceLock::new(),
+            cause: Mutex::default(),
         }
     }
 
-    /// Says what the body has said: how many tokens its prompt may have, and whether a stream of events is asked for.
-    pub(crate) fn asked_for(&self, prompt: u64, stream: bool) {
-        self.prompt.store(prompt, Relaxed);
+    /// Says what the body has said: what is asked of which model, and whether for a stream of events.
+    pub(crate) fn asked_for(&self, tokens: &Tokens, stream: bool) {
+        self.prompt.store(tokens.prompt, Relaxed);
+        // A request asks once.
+        let _first = self.model.set(tokens.model.clone());
         self.stream.store(stream, Relaxed);
     }
 
@@ -101,6 +124,39 @@ impl Exchange {
     /// Another model was asked, so often.
     pub(crate) fn asked_elsewhere(&self, attempts: u32) {
         self.elsewhere.fetch_add(attempts, Relaxed);
+    }
+
+    /// The model that was asked for.
+    pub(crate) fn model(&self) -> Option<Arc<str>> {
+        self.model.get().cloned()
+    }
+
+    /// Many requests came in this one.
+    pub(crate) fn becomes_batch(&self) {
+        self.batch.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_batch(&self) -> bool {
+        self.batch.load(Relaxed)
+    }
+
+    /// It has ended, as the layers see it.
+    pub(crate) fn ended(&self, end: Ended) {
+        // Only the first end is one.
+        let _first = self.end.set(end);
+    }
+
+    pub(crate) fn end(&self) -> Option<Ended> {
+        self.end.get().copied()
+    }
+
+    /// Says why it is no success.
+    pub(crate) fn because(&self, cause: Cause) {
+        *lock(&self.cause) = Some(cause);
+    }
+
+    pub(crate) fn take_cause(&self) -> Option<Cause> {
+        lock(&self.cause).take()
     }
 
     /// Whether a stream of events was asked for.
@@ -149,13 +205,17 @@ impl Exchange {
         self.completion_tokens.store(usage.completion, Relaxed);
     }
 
-    /// How long backends were waited for.
+    /// How long others were waited for until now: backends, and the caller's body.
     pub(crate) fn waited(&self) -> Duration {
-        lock(&self.waits).total
+        let waits = lock(&self.waits);
+        let open = waits
+            .since
+            .map(|since| time::now().saturating_duration_since(since));
+        waits.total + open.unwrap_or_default()
     }
 }
 
-/// The time for which at least one backend was waited for.
+/// The time for which at least one other was waited for.
 #[derive(Debug, Default)]
 struct Waits {
     open: u32,
@@ -163,7 +223,7 @@ struct Waits {
     total: Duration,
 }
 
-/// Counts the time until it is dropped as waiting for a backend.
+/// Counts the time until it is dropped as waiting for others.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     exchange: Arc<Exchange>,
