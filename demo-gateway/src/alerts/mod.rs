@@ -1,0 +1,7 @@
+//! Who is told when something breaks: rules for Prometheus, and messages for those who have none.
+
+mod notify;
+mod payload;
+pub mod rules;
+
+pub(crate) use self::notify::Notifier;
