@@ -22,6 +22,7 @@ use crate::{
     errors::{ApiError, SOON},
     identity::{Identifier, same_secret},
     limits::{DOWN, Reset, Source},
+    store,
 };
 
 #[derive(Serialize)]
@@ -43,6 +44,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/admin/remove-backend/{*id}", delete(remove))
         .route("/admin/backends/{*id}", post(change))
         .route("/admin/circuit-breaker/{*id}", post(circuit))
+        .merge(store::routes())
         // Before the guard, so that it stands before a wrong method too.
         .method_not_allowed_fallback(api::wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
@@ -263,7 +265,7 @@ async fn circuit(inbound: Inbound) -> Result<Answer, ApiError> {
     let app = inbound.app.clone();
     let id = &*inbound.after("/admin/circuit-breaker/")?.into_owned();
     let circuit: Circuit = read(inbound).await?;
-    let steered = app.backends.endpoints.with_gate(id, |breaker| {
+    let steered = app.backends.endpoints.with_gate(id, |(breaker, _)| {
         let handle = breaker.handle();
         match circuit.state {
             CircuitState::Open => handle.force_open(),

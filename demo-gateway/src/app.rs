@@ -8,13 +8,19 @@ use std::sync::{
 use palisade::{BoxError, deadline::TimeoutHeader, rate_limit::RedisStore};
 
 use crate::{
+    account::Account,
     backends::Backends,
+    changes::Changes,
     config::Config,
+    dashboard::Dashboard,
     discovery::Discovery,
     identity::Identities,
     limits::Limits,
-    metrics::{Account, Meters},
-    stack::Stack,
+    metrics::Meters,
+    record::Observers,
+    stack::{self, Stack},
+    store::Store,
+    verdict::Judge,
 };
 
 /// What all requests share.
@@ -31,6 +37,16 @@ pub(crate) struct App {
     /// How many threads serve connections.
     pub(crate) workers: usize,
     pub(crate) meters: Arc<Meters>,
+    /// What has changed lately.
+    pub(crate) changes: Changes,
+    /// The request log, unless it is off.
+    pub(crate) store: Option<Store>,
+    /// Who hears of each request that has ended.
+    pub(crate) observers: Observers,
+    /// What the page at `/` shows.
+    pub(crate) dashboard: Arc<Dashboard>,
+    /// Whether all is well.
+    pub(crate) verdict: Judge,
     draining: AtomicBool,
 }
 
@@ -43,12 +59,16 @@ impl App {
     ) -> Result<Self, BoxError> {
         let identities = Identities::new(&config);
         let limits = Limits::new(&config, &identities, store)?;
-        let meters = Arc::new(Meters::new());
-        let backends = Backends::new(&config);
+        let meters = Arc::new(Meters::new(&config));
+        let sla = stack::sla(&config, meters.clone())?;
+        let backends = Backends::new(&config, sla.clone());
         let account = Account::new(meters.clone());
+        let dashboard = Arc::new(Dashboard::new(limits.count() > 0));
+        let mut observers = Observers::default();
+        observers.add(dashboard.clone());
         Ok(Self {
             workers: backends.workers(),
-            stack: Stack::new(&config, &backends, account, limits)?,
+            stack: Stack::new(&config, &backends, (account, sla), limits)?,
             told: config.timeouts.told(),
             identities,
             draining: AtomicBool::new(false),
@@ -56,6 +76,11 @@ impl App {
             backends,
             discovery: None,
             meters,
+            changes: Changes::default(),
+            store: None,
+            observers,
+            dashboard,
+            verdict: Judge::default(),
             config,
         })
     }

@@ -1,5 +1,6 @@
 //! The backends, as a set that changes while requests are under way.
 
+mod note;
 mod status;
 
 use std::{
@@ -12,26 +13,30 @@ use std::{
     time::Duration,
 };
 
+use ::metrics::gauge;
 use bytes::Bytes;
 use http::HeaderValue;
 use http_body_util::Empty;
-use metrics::gauge;
 use palisade::{
     BoxError,
     balance::{
         Checkup, Endpoint, EndpointState, Finding, HealthChecks, OrcaProbe, Probes, Snapshot,
         Strategy, discover::Target,
     },
-    circuit_breaker::CircuitBreaker,
+    circuit_breaker,
+    sla::Sla,
 };
 
-pub(crate) use self::status::Status;
+pub(crate) use self::{
+    note::{note, root},
+    status::Status,
+};
 use crate::{
     checkup,
     config::{self, Config},
-    metrics::{ACTIVE, BackendMeters},
+    metrics::{self, ACTIVE, BackendMeters},
     proxy::{Address, Connections},
-    stack::{self, EndpointService, Endpoints},
+    stack::{self, EndpointGate, EndpointService, Endpoints},
     workers,
 };
 
@@ -129,25 +134,26 @@ pub(crate) struct Backends {
 #[derive(Clone, Debug)]
 pub(crate) struct Maker {
     known: Known,
-    config: Arc<Config>,
-    workers: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) sla: Sla,
+    pub(crate) workers: usize,
 }
 
 impl Maker {
     fn make(
         &self,
         config: &config::Backend,
-    ) -> Result<Endpoint<EndpointService, CircuitBreaker>, String> {
+    ) -> Result<Endpoint<EndpointService, EndpointGate>, String> {
         let backend = Arc::new(Backend::new(config)?);
         self.known.insert(&backend);
-        Ok(stack::endpoint(backend, config, &self.config, self.workers))
+        stack::endpoint(backend, config, self)
     }
 
     /// The endpoint of a backend that was found: at a URL, or at `host:port`.
     pub(crate) fn endpoint(
         &self,
         target: &Target,
-    ) -> Result<Endpoint<EndpointService, CircuitBreaker>, BoxError> {
+    ) -> Result<Endpoint<EndpointService, EndpointGate>, BoxError> {
         let address = &*target.address;
         let url = match address.contains("://") {
             true => address.to_owned(),
@@ -174,12 +180,13 @@ pub(crate) enum NotAdded {
 }
 
 impl Backends {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, sla: Sla) -> Self {
         let backends = Self {
             endpoints: Endpoints::named("gateway"),
             maker: Maker {
                 known: Known::default(),
                 config: Arc::new(config.clone()),
+                sla,
                 workers: match config.server.workers {
                     0 => workers::usual(),
                     many => many,
@@ -248,6 +255,17 @@ impl Backends {
             .find(|endpoint| *endpoint.name == *id)
     }
 
+    /// Where a backend is, unless it has gone.
+    pub(crate) fn url(&self, id: &str) -> Option<String> {
+        Some(self.maker.known.find(id)?.url.clone())
+    }
+
+    /// What the circuit of a backend has counted, unless it has gone.
+    pub(crate) fn circuit(&self, id: &str) -> Option<circuit_breaker::Snapshot> {
+        self.endpoints
+            .with_gate(id, |(breaker, _)| breaker.handle().snapshot())
+    }
+
     /// Whether a request has anywhere to go.
     pub(crate) fn usable(&self) -> bool {
         self.endpoints.snapshot().iter().any(|endpoint| {
@@ -270,6 +288,9 @@ impl Backends {
         }
         for (name, in_flight) in &active {
             gauge!(ACTIVE, "backend" => name.to_string()).set(*in_flight);
+        }
+        for name in shown.keys().filter(|name| !active.contains_key(*name)) {
+            metrics::forget(name);
         }
         *shown = active;
     }
@@ -298,7 +319,11 @@ impl Backends {
     pub(crate) fn probes(&self) -> impl Future<Output = ()> + Send + use<> {
         let (known, connections) = (self.maker.known.clone(), Connections::<Empty<Bytes>>::new());
         let probe = OrcaProbe::new("/load").expect("a path");
-        self.endpoints.probes(Probes::default(), move |name, _| {
+        let probes = match self.maker.config.probe_interval {
+            Some(every) => Probes::default().steady(every),
+            None => Probes::default(),
+        };
+        self.endpoints.probes(probes, move |name, _| {
             let asking = known.find(&name).map(|backend| connections.to(backend));
             let probe = probe.clone();
             async move { probe.ask(asking?).await }

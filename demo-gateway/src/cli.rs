@@ -9,9 +9,11 @@ use clap::{
 
 use crate::{
     config::{
-        self, Affinity, Backend, Config, Discovery, Fault, Secret, Strategy, Switch, parse_duration,
+        self, Affinity, Backend, Config, Discovery, Fault, Format, Secret, Strategy, Switch,
+        parse_duration,
     },
     simulate::Simulate,
+    store::export::Export,
 };
 
 /// A gateway for language models.
@@ -21,7 +23,7 @@ use crate::{
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Logs go to stderr, as far as PALISADE_LOG says: `info`, `debug` for every request, `warn`."
+    after_help = "Logs go to stderr, as far as PALISADE_LOG says: `info`, `debug`, `warn`. For a line for every request see --access-log."
 )]
 pub struct Cli {
     /// What to do; `serve` when nothing is said.
@@ -42,6 +44,17 @@ pub enum Command {
         /// The file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Writes the request log into a file, or to the standard output.
+    Export(Export),
+    /// Prints the alerts on the objective, as a file of rules for Prometheus.
+    Rules {
+        /// The configuration [default: the objective that holds without one].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// What an error budget is for, instead of `objective.period`; windows scale with it.
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        period: Option<Duration>,
     },
     /// Shows in virtual time what balancing makes of endpoints that are slow, fail or hang.
     Simulate(Box<Simulate>),
@@ -84,6 +97,19 @@ pub struct Serve {
         hide_env_values = true
     )]
     pub redis: Option<Secret>,
+    /// Where requests are logged: postgres://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:PATH, or `off` [default: a SQLite
+    /// file in the data folder].
+    // No parser that could fail: its error would show the password.
+    #[arg(
+        long,
+        env = "PALISADE_STORE",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub store: Option<Secret>,
+    /// Where files are kept [default: a folder that goes when the gateway does].
+    #[arg(long, env = "PALISADE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
     /// Whether the rules for who may ask how often hold [default: default].
     #[arg(long, env = "PALISADE_RATE_LIMIT", value_enum)]
     pub rate_limit: Option<Switch>,
@@ -104,6 +130,13 @@ pub struct Serve {
         value_name = "file:PATH|dns:HOST:PORT|srv:NAME"
     )]
     pub discovery: Option<Discovery>,
+    /// Where spans of requests and attempts go: a collector of OpenTelemetry, over HTTP unless the file says gRPC
+    /// [default: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere].
+    #[arg(long, env = "PALISADE_OTLP", value_name = "URL")]
+    pub otlp: Option<String>,
+    /// How a line for each request looks [default: off].
+    #[arg(long, env = "PALISADE_ACCESS_LOG", value_enum)]
+    pub access_log: Option<Format>,
     /// How often each backend is asked for its health [default: 5s].
     #[arg(long, env = "PALISADE_HEALTH_INTERVAL", value_name = "DURATION", value_parser = parse_duration)]
     pub health_interval: Option<Duration>,
@@ -133,11 +166,15 @@ impl Serve {
             embedded_backends,
             admin_token,
             redis,
+            store,
+            data_dir,
             rate_limit,
             strategy,
             affinity,
             zone,
             discovery,
+            otlp,
+            access_log,
             health_interval,
             drain_delay,
             print_config: _,
@@ -149,6 +186,8 @@ impl Serve {
         set(&mut config.affinity, affinity);
         config.zone = zone.or(config.zone);
         config.discovery = discovery.or(config.discovery);
+        config.trace.otlp = otlp.or(config.trace.otlp);
+        set(&mut config.access_log.format, access_log);
         set(&mut config.health_interval, health_interval);
         set(&mut config.drain_delay, drain_delay);
         if admin_token.is_some() {
@@ -157,6 +196,8 @@ impl Serve {
         if let Some(url) = redis {
             config.redis.get_or_insert_default().set_url(url);
         }
+        config.store.url = store.or(config.store.url);
+        config.data_dir = data_dir.or(config.data_dir);
         if !backends.is_empty() {
             config.backends = backends;
         }
@@ -182,6 +223,20 @@ impl ValueEnum for Affinity {
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         Some(self.name().into())
+    }
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Off, Self::Json, Self::Text]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::Off => "off".into(),
+            Self::Json => "json".into(),
+            Self::Text => "text".into(),
+        })
     }
 }
 
@@ -328,6 +383,9 @@ mod tests {
         for option in [
             "--redis",
             "PALISADE_REDIS",
+            "PALISADE_STORE",
+            "--data-dir",
+            "export",
             "--listen",
             "--backend",
             "PALISADE_ADMIN_TOKEN",
@@ -335,8 +393,11 @@ mod tests {
             "--zone",
             "PALISADE_AFFINITY",
             "--discovery",
+            "--otlp",
+            "PALISADE_ACCESS_LOG",
             "consistent_hash",
             "check",
+            "rules",
             "simulate",
         ] {
             assert!(help.contains(option), "{help}");

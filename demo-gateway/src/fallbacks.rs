@@ -115,6 +115,7 @@ where
             let body = body.collect().await?.to_bytes();
             let body = with_model(&body, other).ok_or(NoOther)?;
             parts.headers.insert(CONTENT_LENGTH, body.len().into());
+            parts.extensions.insert(Instead(other.into()));
             // Those that the fallback looks at: what is spent in there is told to those outside.
             let attempts = parts.extensions.get_or_insert_default::<Attempts>();
             let attempts = attempts.clone();
@@ -135,6 +136,10 @@ where
         })
     }
 }
+
+/// The model that is asked instead of the one that the caller asked for. In the extensions of its attempts.
+#[derive(Clone, Debug)]
+pub(crate) struct Instead(pub(crate) Arc<str>);
 
 fn is_about_the_model(status: StatusCode) -> bool {
     matches!(

@@ -16,15 +16,20 @@ use tokio::{
 };
 
 use crate::{
+    access_log::AccessLog,
+    alerts::Notifier,
     app::App,
     backends::NotAdded,
     config::{self, Backend, Config, Mistake, Switch, UserHeader, told},
+    dashboard::Dashboard,
     discovery::Discovery,
-    metrics, server,
+    metrics, server, store,
+    telemetry::spans,
+    watcher,
     workers::Workers,
 };
 
-/// How often histograms are put in order, which otherwise happens at each scrape.
+/// How often metrics of backends that are gone are let go, which otherwise happens at each scrape.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a start waits for the store.
@@ -38,6 +43,9 @@ const LONGEST_SEARCH: Duration = Duration::from_secs(2);
 
 /// How often a store that goes or comes is noticed.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a shutdown waits for the last lines of the access log.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits for what is left to settle.
 const LAST_UPKEEP: Duration = Duration::from_secs(3);
@@ -69,10 +77,13 @@ pub struct Gateway {
     app: Option<Arc<App>>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
-    chores: Vec<AbortHandle>,
+    chores: Chores,
     /// What keeps the store up.
     upkeep: Option<JoinHandle<()>>,
+    /// What keeps the request log going.
+    log: Option<store::Running>,
     embedded: Vec<MockBackend>,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 impl Gateway {
@@ -81,6 +92,10 @@ impl Gateway {
     /// # Errors
     ///
     /// If the configuration has mistakes, or the address cannot be listened on.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped before it is done, it leaves nothing that runs.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let mistakes = config.check();
         if !mistakes.is_empty() {
@@ -128,6 +143,22 @@ impl Gateway {
             }
             None => None,
         };
+        // Before lines are written, so that they say in which trace they are.
+        if tracing::enabled!(target: "palisade_trace", tracing::Level::DEBUG) {
+            app.observers.add(Arc::new(spans::Telling));
+        }
+        let access_log = AccessLog::open(&config.access_log)
+            .map_err(|error| StartError::AccessLog(config.access_log.target.clone(), error))?;
+        let access_log = access_log.map(Arc::new);
+        if let Some(access_log) = &access_log {
+            app.observers.add(access_log.clone());
+        }
+        let log = store::open(&config).await.map_err(StartError::Store)?;
+        let log = log.map(|(store, observer, running)| {
+            app.observers.add(observer);
+            app.store = Some(store);
+            running
+        });
         let app = Arc::new(app);
         for backend in &configured {
             let added = app.backends.add(backend);
@@ -135,29 +166,41 @@ impl Gateway {
         }
         let backends = &app.backends;
         let checks = backends.health_checks(&app.config);
-        let mut chores = vec![
-            tokio::spawn(checks.map_err(StartError::Stack)?).abort_handle(),
-            tokio::spawn(backends.probes()).abort_handle(),
-        ];
+        let mut chores = Chores::default();
+        chores.spawn(checks.map_err(StartError::Stack)?);
+        chores.spawn(backends.probes());
+        chores.spawn(app.stack.sla.monitor());
+        chores.spawn(Dashboard::watch(Arc::downgrade(&app)));
         if let (Some(follow), Some(found)) = (follow, &app.discovery) {
-            chores.push(tokio::spawn(follow).abort_handle());
+            chores.spawn(follow);
             // The first requests should find them.
             let _late = timeout(LONGEST_SEARCH, found.first()).await;
         }
         if let Some(recorder) = recorder {
-            let upkeep = tokio::spawn(async {
+            let app = app.clone();
+            chores.spawn(async move {
                 let mut ticks = interval(UPKEEP_EVERY);
                 loop {
                     ticks.tick().await;
-                    recorder.run_upkeep();
+                    app.backends.publish();
+                    recorder.sweep(time::now());
                 }
             });
-            chores.push(upkeep.abort_handle());
         }
         if let Some(store) = store {
             await_store(&store).await;
-            chores.push(tokio::spawn(watch(store)).abort_handle());
+            chores.spawn(watch(store));
         }
+        let notifier = match &app.config.notify {
+            Some(notify) => {
+                let url = format!("http://{addr}");
+                let (notifier, sender) = Notifier::new(notify, url).map_err(StartError::Stack)?;
+                chores.spawn(sender.run());
+                Some(notifier)
+            }
+            None => None,
+        };
+        chores.spawn(watcher::watch(Arc::downgrade(&app), notifier));
         let workers = Workers::start(app.workers).map_err(StartError::Workers)?;
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(server::serve(listener, app.clone(), workers, stopped));
@@ -168,7 +211,9 @@ impl Gateway {
             server,
             chores,
             upkeep,
+            log,
             embedded,
+            access_log,
         })
     }
 
@@ -197,6 +242,11 @@ impl Gateway {
         &self.embedded
     }
 
+    /// Where requests are logged, without a password; `None` when they are not.
+    pub fn request_log(&self) -> Option<&str> {
+        self.app().store.as_ref().map(|store| &*store.shown)
+    }
+
     /// Requests between their admission and the end of their answer.
     pub fn in_flight(&self) -> u64 {
         self.app().stack.sla.in_flight()
@@ -213,12 +263,20 @@ impl Gateway {
     pub async fn shutdown(mut self) {
         self.app().drain();
         sleep(self.app().config.drain_delay).await;
+        // Whoever only watches is not waited for.
+        self.app().dashboard.close();
         if let Some(stop) = self.stop.take() {
             // It only fails when the server has ended already.
             let _ended = stop.send(());
         }
         if let Err(error) = (&mut self.server).await {
             tracing::error!(%error, "the server failed");
+        }
+        if let Some(access_log) = &self.access_log {
+            access_log.flush(LAST_LINES).await;
+        }
+        if let Some(log) = self.log.take() {
+            log.close().await;
         }
         self.close_store().await;
         for backend in self.embedded.drain(..) {
@@ -230,9 +288,7 @@ impl Gateway {
 impl Gateway {
     /// Settles what is left to settle, and leaves those that share the store.
     async fn close_store(&mut self) {
-        for chore in self.chores.drain(..) {
-            chore.abort();
-        }
+        self.chores = Chores::default();
         // The upkeep ends when nobody holds the store any more.
         self.app = None;
         if let Some(upkeep) = &mut self.upkeep
@@ -249,7 +305,22 @@ impl Drop for Gateway {
         if let Some(upkeep) = &self.upkeep {
             upkeep.abort();
         }
-        for chore in &self.chores {
+    }
+}
+
+/// What runs beside the requests. It ends when this is dropped, also by a start that fails or is given up.
+#[derive(Default)]
+struct Chores(Vec<AbortHandle>);
+
+impl Chores {
+    fn spawn<T: Send + 'static>(&mut self, chore: impl Future<Output = T> + Send + 'static) {
+        self.0.push(tokio::spawn(chore).abort_handle());
+    }
+}
+
+impl Drop for Chores {
+    fn drop(&mut self) {
+        for chore in &self.0 {
             chore.abort();
         }
     }
@@ -330,6 +401,10 @@ pub enum StartError {
     Embedded(io::Error),
     /// The threads that serve connections did not start.
     Workers(io::Error),
+    /// The access log cannot be written to.
+    AccessLog(String, io::Error),
+    /// The request log cannot be used as it is.
+    Store(String),
     /// The layers could not be built.
     Stack(BoxError),
 }
@@ -347,6 +422,8 @@ impl fmt::Display for StartError {
             Self::Listen(address, _) => write!(f, "cannot listen on {address}"),
             Self::Embedded(_) => f.write_str("a simulated backend did not start"),
             Self::Workers(_) => f.write_str("a thread did not start"),
+            Self::AccessLog(target, _) => write!(f, "cannot write the access log to {target}"),
+            Self::Store(error) => write!(f, "the request log cannot be used: {error}"),
             Self::Stack(error) => write!(f, "the layers could not be built: {}", told(&**error)),
         }
     }
@@ -355,8 +432,11 @@ impl fmt::Display for StartError {
 impl Error for StartError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Listen(_, error) | Self::Embedded(error) | Self::Workers(error) => Some(error),
-            Self::Config(_) | Self::Stack(_) => None,
+            Self::Listen(_, error)
+            | Self::Embedded(error)
+            | Self::Workers(error)
+            | Self::AccessLog(_, error) => Some(error),
+            Self::Config(_) | Self::Store(_) | Self::Stack(_) => None,
         }
     }
 }

@@ -124,7 +124,10 @@ fn lists(value: &HeaderValue, word: &str) -> bool {
 /// The caller's request id if it can be kept, or else a new one.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     match headers.get(REQUEST_ID) {
-        Some(id) if is_request_id(id.as_bytes()) => id.clone(),
+        // Copied: logs keep it for long, and would keep all that was read with it alive.
+        Some(id) if is_request_id(id.as_bytes()) => {
+            HeaderValue::from_bytes(id.as_bytes()).expect("visible characters")
+        }
         _ => new_request_id(),
     }
 }
@@ -142,6 +145,10 @@ fn new_request_id() -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -230,5 +237,26 @@ mod tests {
         assert!(!kept(""));
         let (a, b) = (request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
         assert!(a != b && is_request_id(a.as_bytes()));
+    }
+
+    #[test]
+    fn an_id_that_is_kept_keeps_nothing_else_of_the_request_alive() {
+        struct Read(Arc<[u8]>);
+
+        impl AsRef<[u8]> for Read {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        let alive: Arc<[u8]> = [b'x'; 8192].into();
+        let read = Bytes::from_owner(Read(alive.clone()));
+        let mut headers = HeaderMap::new();
+        let id = HeaderValue::from_maybe_shared(read.slice(..17)).unwrap();
+        headers.insert(REQUEST_ID, id);
+        let kept = request_id(&headers);
+        drop((headers, read));
+        assert_eq!(kept, "x".repeat(17));
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! Who is asking.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     fmt::{self, Write},
     net::{IpAddr, SocketAddr},
@@ -61,6 +62,22 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// `user:NAME`, `api_key:ID` or `ip:ADDRESS`, as anybody may read it.
+    pub(crate) fn shown(&self) -> Cow<'_, str> {
+        match self.subject.split(TIER).next() {
+            Some(name) if !name.is_empty() => name.into(),
+            _ => format!("ip:{}", self.address).into(),
+        }
+    }
+
+    /// `api_key:ID` of whoever shows a key, also one that speaks for a user.
+    pub(crate) fn shown_key(&self) -> Option<Cow<'_, str>> {
+        match &self.key {
+            Some(key) => key.split(TIER).next().map(Cow::from),
+            None => (self.kind == Kind::ApiKey).then(|| self.shown()),
+        }
+    }
+
     /// What limits for callers count by, if it is known by more than an address.
     pub(crate) fn subject(&self) -> Option<Key<'_>> {
         (!self.subject.is_empty()).then(|| self.subject.as_str().into())

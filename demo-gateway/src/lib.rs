@@ -40,19 +40,25 @@
 //!
 //! # Metrics
 //!
-//! `/metrics` shows `llm_*`, `gen_ai_*` and what the layers say as `palisade_*`. Gateways in one process share them.
+//! `/metrics` shows `llm_*`, `gen_ai_*` and what the layers say as `palisade_*`: see [`metrics`]. Gateways in
+//! one process share them.
 
+mod access_log;
+mod account;
 mod admin;
 mod affinity;
+pub mod alerts;
 mod api;
 mod app;
 mod backends;
 mod body;
+mod changes;
 mod checkup;
 mod classify;
 pub mod cli;
 mod clock;
 pub mod config;
+mod dashboard;
 mod discovery;
 mod elsewhere;
 mod errors;
@@ -62,13 +68,18 @@ mod gateway;
 mod headers;
 mod identity;
 mod limits;
-mod metrics;
+pub mod metrics;
 mod proxy;
+mod record;
 mod server;
 pub mod simulate;
 mod splice;
 mod sse;
 mod stack;
+pub mod store;
+pub mod telemetry;
+mod verdict;
+mod watcher;
 mod work;
 mod workers;
 

@@ -1,16 +1,20 @@
 //! A gateway for language models: `demo-gateway --help`.
 
-use std::{io::IsTerminal, path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use demo_gateway::{
-    Gateway,
+    Gateway, StartError, alerts,
     cli::{Cli, Command, Serve},
     config::{self, Fault},
     simulate::simulate,
+    store::export::{self, Export},
+    telemetry::Telemetry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+
+/// How long the end of the program waits for the last spans to be sent.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,6 +23,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Check { config }) => check(&config),
+        Some(Command::Rules { config, period }) => rules(config.as_deref(), period),
         Some(Command::Simulate(options)) => match simulate(&options) {
             Ok(text) => {
                 print!("{text}");
@@ -29,6 +34,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Some(Command::Export(options)) => export(&options),
         Some(Command::Serve(options)) => serve(&options),
         None => serve(&cli.serve),
     }
@@ -49,8 +55,44 @@ fn check(path: &Path) -> ExitCode {
     }
 }
 
+fn export(options: &Export) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let exported = match runtime {
+        Ok(runtime) => runtime.block_on(export::export(options)),
+        Err(error) => return fail(&error),
+    };
+    match exported {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn rules(path: Option<&Path>, period: Option<Duration>) -> ExitCode {
+    let config = path.map_or_else(|| Ok(config::Config::default()), config::load);
+    let mut config = match config {
+        Ok(config) => config,
+        Err(faults) => {
+            tell(path.unwrap_or(Path::new("")), &faults);
+            return ExitCode::FAILURE;
+        }
+    };
+    config.objective.period = period.unwrap_or(config.objective.period);
+    match alerts::rules::rules(&config) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
 fn serve(options: &Serve) -> ExitCode {
-    let config = match options.to_config() {
+    let mut config = match options.to_config() {
         Ok(config) => config,
         Err(faults) => {
             let path = options.config.as_deref().unwrap_or(Path::new(""));
@@ -58,6 +100,11 @@ fn serve(options: &Serve) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    config.trace = config.trace.or_environment(|name| std::env::var(name).ok());
+    let mistakes = config.check();
+    if !mistakes.is_empty() && !options.print_config {
+        return fail(&StartError::Config(mistakes));
+    }
     if options.print_config {
         return match config.to_toml() {
             Ok(text) => {
@@ -67,23 +114,20 @@ fn serve(options: &Serve) -> ExitCode {
             Err(error) => fail(&error),
         };
     }
-    let filter = EnvFilter::try_from_env("PALISADE_LOG");
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let telemetry = match Telemetry::install(&config.trace) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(&*error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
+        Ok(runtime) => runtime.block_on(run(config, telemetry)),
         Err(error) => fail(&error),
     }
 }
 
-async fn run(config: config::Config) -> ExitCode {
+async fn run(config: config::Config, telemetry: Telemetry) -> ExitCode {
     let token_is_given = config.admin_token.is_some();
     // Before anybody is told to send requests, or signals.
     let (interrupt, terminate, mut hangup) = match (
@@ -111,8 +155,12 @@ async fn run(config: config::Config) -> ExitCode {
     };
     signals.next().await;
     tracing::info!("stopping: what is in flight may end; a second signal ends it at once");
+    let ending = async {
+        gateway.shutdown().await;
+        telemetry.close(LAST_SPANS).await;
+    };
     tokio::select! {
-        () = gateway.shutdown() => ExitCode::SUCCESS,
+        () = ending => ExitCode::SUCCESS,
         () = signals.next() => ExitCode::FAILURE,
     }
 }
@@ -135,10 +183,14 @@ fn greet(gateway: &Gateway, token_is_given: bool) {
     let url = gateway.url();
     println!("listening on {url}");
     println!();
+    println!("  dashboard  {url}/");
     println!("  requests   {url}/generate   {url}/v1/chat/completions");
     println!("  state      {url}/health   {url}/status   {url}/metrics");
     for (number, backend) in (1..).zip(gateway.embedded_backends()) {
         println!("  backend    embedded-{number} at {}", backend.url());
+    }
+    if let Some(log) = gateway.request_log() {
+        println!("  log        {log}");
     }
     if token_is_given {
         println!("  admin      {url}/admin with the token that was given");

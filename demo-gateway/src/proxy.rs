@@ -18,7 +18,7 @@ use http::{
     HeaderValue, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
     response::Parts,
-    uri::{PathAndQuery, Scheme, Uri},
+    uri::{Authority, PathAndQuery, Scheme, Uri},
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Collected, Full, Limited, combinators::Collect};
@@ -145,6 +145,11 @@ impl Address {
     pub(crate) fn new(base: Uri) -> Option<Self> {
         let host = HeaderValue::from_str(base.authority()?.as_str()).ok()?;
         Some(Self { base, host })
+    }
+
+    /// The host, and the port if it is said.
+    pub(crate) fn authority(&self) -> Option<&Authority> {
+        self.base.authority()
     }
 
     /// Where to connect to.

@@ -1,6 +1,6 @@
 //! Connections: accepted up to a ceiling, heard out up to a time, and let go of in order.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Request;
 use hyper::{
@@ -48,7 +48,7 @@ pub(crate) async fn serve(
     mut stop: oneshot::Receiver<()>,
 ) {
     let config = app.config.server.clone();
-    let routes = api::routes(app);
+    let routes = api::routes(app.clone());
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(
         config.max_connections.min(Semaphore::MAX_PERMITS),
@@ -67,7 +67,8 @@ pub(crate) async fn serve(
             next = next => next,
             _ = &mut stop => break,
         };
-        let (routes, protocols, watcher) = (routes.clone(), protocols.clone(), graceful.watcher());
+        let (app, routes) = (app.clone(), routes.clone());
+        let (protocols, watcher) = (protocols.clone(), graceful.watcher());
         let mut stops = stops.clone();
         // From here on it belongs to another thread, also with what wakes it.
         let (Some((worker, desk)), Ok(stream)) = (workers.choose(), stream.into_std()) else {
@@ -86,7 +87,7 @@ pub(crate) async fn serve(
             };
             if let Ok(Ok(version)) = version {
                 protocols
-                    .converse(version, stream, peer, routes, watcher)
+                    .converse(version, stream, (app, routes, peer), watcher)
                     .await;
             }
         };
@@ -102,6 +103,8 @@ pub(crate) async fn serve(
         tracing::warn!("gave up on requests that took longer than the gateway waits for");
     }
     connections.shutdown().await;
+    // From here on nothing of a request is told any more.
+    workers.close().await;
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -157,13 +160,12 @@ impl Protocols {
         self,
         version: Version,
         stream: TcpStream,
-        peer: SocketAddr,
-        routes: Routes,
+        (app, routes, peer): (Arc<App>, Routes, SocketAddr),
         watcher: Watcher,
     ) {
         let service = service_fn(move |request: Request<Incoming>| {
-            let routes = routes.clone();
-            async move { Ok::<_, Infallible>(api::answer(routes, peer, request).await) }
+            let (app, routes) = (app.clone(), routes.clone());
+            api::answer(app, routes, peer, request)
         });
         let io = TokioIo::new(stream);
         let ended = match version {

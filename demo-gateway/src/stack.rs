@@ -12,25 +12,29 @@ use palisade::{
     deadline::{AttemptTimeout, AttemptTimeoutLayer, DeadlineLayer, DeadlineService, Timeouts},
     fallback::{Fallback, FallbackLayer},
     gate::{GateLayer, Gated, gates},
-    rate_limit::RateLimit,
+    rate_limit::{RateLimit, Tokens},
     replay::ReplayBody,
     retry::{
         Backoff, Budget, Hedge, HedgeBody, HedgeLayer, Repeatable, Retry, RetryLayer, hedge::Delay,
         transient,
     },
-    sla::{Objective, Sla},
+    sla::{AlertKind, Condition, LabelledSla, Objective, Sla},
+    trace::{OpenTelemetry, Trace},
 };
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn};
 
 use crate::{
-    backends::{Backend, Backends},
+    account::Account,
+    backends::{Backend, Backends, Maker},
     classify::Llm,
-    config::{self, Config, Window},
+    config::{self, Config, WhileBurning, Window},
     elsewhere::{Elsewhere, is_set_aside},
+    exchange::Exchange,
     fallbacks::{self, Fallbacks, OtherModel},
     limits::Limits,
-    metrics::Account,
+    metrics::{Meters, OTHER},
     proxy::Upstream,
+    telemetry::spans,
 };
 
 /// How long a request waits when the only backend asks to be left alone.
@@ -39,14 +43,17 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The body of a request as it comes out of fallback, retry and hedge.
 type Asked = HedgeBody<ReplayBody<ReplayBody<Full<Bytes>>>>;
 
-/// One attempt at one backend: timeouts > client.
-pub(crate) type EndpointService = AttemptTimeout<Upstream<Asked>>;
+/// One attempt at one backend: trace > timeouts > client.
+pub(crate) type EndpointService = Trace<AttemptTimeout<Upstream<Asked>>, Llm, OpenTelemetry>;
+
+/// Its circuit, and what its attempts get.
+pub(crate) type EndpointGate = (CircuitBreaker, LabelledSla);
 
 /// Each behind a gate of its own, which the balancer asks before it picks.
-pub(crate) type Endpoints = palisade::balance::Endpoints<EndpointService, CircuitBreaker>;
+pub(crate) type Endpoints = palisade::balance::Endpoints<EndpointService, EndpointGate>;
 
 /// Everything between a request that was understood and the backends:
-/// account > SLA > deadline > rate limit > fallback > retry > hedge > elsewhere > balance { breaker > timeouts > client }.
+/// account > SLA > deadline > rate limit > fallback > retry > hedge > elsewhere > balance { breaker > trace > timeouts > client }.
 pub(crate) type Pipeline = Gated<DeadlineService<Limited>, (Account, Sla), Llm>;
 
 /// Reads how far an answer has come, and what it has used, to settle what was reserved for it.
@@ -54,7 +61,7 @@ type Limited = Gated<Fallback<Retrying, Full<Bytes>, Llm>, RateLimit, Llm>;
 
 type Retrying = Retry<Hedging, Llm>;
 
-type Hedging = Hedge<Elsewhere<Balance<EndpointService, CircuitBreaker, Llm>>, Llm>;
+type Hedging = Hedge<Elsewhere<Balance<EndpointService, EndpointGate, Llm>>, Llm>;
 
 /// The body of an answer that has come through all of it.
 pub(crate) type PipelineBody = <Pipeline as Answers>::Body;
@@ -71,6 +78,9 @@ where
     type Body = B;
 }
 
+/// So many endpoints are measured by name in the life of a gateway, at 40 KiB each; later ones together.
+const ENDPOINTS: usize = 250;
+
 /// More than the gateway ever adds to a body, in bytes.
 const ADDED: usize = 1024;
 
@@ -79,6 +89,8 @@ pub(crate) struct Stack {
     pub(crate) pipeline: Pipeline,
     pub(crate) limits: Limits,
     pub(crate) sla: palisade::sla::Handle,
+    /// Of retries and hedges together.
+    pub(crate) budget: Budget,
 }
 
 impl Stack {
@@ -86,19 +98,15 @@ impl Stack {
     pub(crate) fn new(
         config: &Config,
         backends: &Backends,
-        account: Account,
+        (account, sla): (Account, Sla),
         limits: Limits,
     ) -> Result<Self, BoxError> {
-        let objective = &config.objective;
-        let objective = Objective::success(objective.success)?
-            .first_data_within(objective.latency, objective.within)?;
-        let sla = Sla::new(objective).named("gateway");
         let kept = config.server.body_limit.saturating_add(ADDED);
         let budget = Budget::percent(config.retry.budget_percent);
 
         let retrying = ServiceBuilder::new()
             .layer(retry(&config.retry, kept, budget.clone())?)
-            .layer(hedge(&config.hedge, kept, budget)?)
+            .layer(hedge(&config.hedge, &sla, kept, budget.clone())?)
             .layer(layer_fn(|balance| {
                 Elsewhere::new(balance, backends.endpoints.clone())
             }))
@@ -115,6 +123,7 @@ impl Stack {
             pipeline,
             limits,
             sla: sla.handle(),
+            budget,
         })
     }
 }
@@ -137,13 +146,53 @@ fn retry(retry: &config::Retry, kept: usize, budget: Budget) -> Result<RetryLaye
         .named("gateway"))
 }
 
-fn hedge(hedge: &config::Hedge, kept: usize, budget: Budget) -> Result<HedgeLayer<Llm>, BoxError> {
+/// What all requests are held against; by route, model and tier, and by endpoint for their attempts.
+pub(crate) fn sla(config: &Config, meters: Arc<Meters>) -> Result<Sla, BoxError> {
+    let objective = &config.objective;
+    let promise = Objective::success(objective.success)?
+        .first_data_within(objective.latency, objective.within)?;
+    let sla = Sla::new(promise)
+        .named("gateway")
+        .period(objective.period)
+        .by("route", |head| {
+            let exchange = head.extensions.get::<Arc<Exchange>>()?;
+            Some(exchange.operation.name())
+        })?
+        .by("tier", |head| {
+            let exchange = head.extensions.get::<Arc<Exchange>>()?;
+            Some(&*exchange.caller.tier)
+        })?
+        .by("model", move |head| {
+            let asked = head.extensions.get::<Tokens>()?;
+            // Callers may name anything.
+            let known = meters.gen_ai.knows(&asked.model);
+            Some(if known { &*asked.model } else { OTHER })
+        })?;
+    // Of endpoints, which come and go with every rollout, while a label stays.
+    Ok(sla.most_labels(ENDPOINTS))
+}
+
+fn hedge(
+    hedge: &config::Hedge,
+    sla: &Sla,
+    kept: usize,
+    budget: Budget,
+) -> Result<HedgeLayer<Llm>, BoxError> {
     let (delay, repeatable) = match (hedge.after, hedge.quantile) {
         (Some(after), _) => (Delay::fixed(after), Repeatable::All),
         (None, Some(quantile)) => (Delay::quantile(Ratio::new(quantile)?), Repeatable::All),
         (None, None) => (Delay::default(), Repeatable::when(|_| false)),
     };
-    Ok(HedgeLayer::new(delay)
+    let layer = HedgeLayer::new(delay);
+    let layer = match hedge.while_burning {
+        // What fails does so no less for being asked twice.
+        WhileBurning::Pause => {
+            let burning = sla.handle().signal(Condition::Fires(AlertKind::Page));
+            layer.paused_by(burning)
+        }
+        WhileBurning::GoOn => layer,
+    };
+    Ok(layer
         .at_most(Ratio::new(f64::from(hedge.percent) / 100.0)?)
         .budget(budget)
         .repeat(repeatable)
@@ -182,26 +231,28 @@ fn fallback(
 pub(crate) fn endpoint(
     backend: Arc<Backend>,
     settings: &config::Backend,
-    config: &Config,
-    workers: usize,
-) -> Endpoint<EndpointService, CircuitBreaker> {
-    let breaker = &config.circuit_breaker;
-    let gate = gate(breaker).named(backend.id.to_string());
+    maker: &Maker,
+) -> Result<Endpoint<EndpointService, EndpointGate>, String> {
+    let config = &*maker.config;
+    let circuit = gate(&config.circuit_breaker).named(backend.id.to_string());
+    let measured = maker.sla.labelled("endpoint", &backend.id);
+    let gate = (circuit, measured.map_err(|error| error.to_string())?);
     let timeouts = Timeouts::none()
         .first_byte(config.timeouts.first_byte)
         .idle(config.timeouts.idle);
     let timeout = AttemptTimeoutLayer::new(timeouts);
     let name = backend.id.clone();
-    let upstream = Upstream::new(backend, config.timeouts.told(), workers);
+    let trace = spans::attempts(&backend);
+    let upstream = Upstream::new(backend, config.timeouts.told(), maker.workers);
     let most = u32::try_from(settings.max_connections).unwrap_or(u32::MAX);
-    let endpoint = Endpoint::new(name, timeout.layer(upstream))
+    let endpoint = Endpoint::new(name, trace.layer(timeout.layer(upstream)))
         .weight(settings.weight)
         .max_in_flight(most)
         .priority(settings.priority);
-    match &settings.zone {
+    Ok(match &settings.zone {
         Some(zone) => endpoint.zone(&**zone).gate(gate),
         None => endpoint.gate(gate),
-    }
+    })
 }
 
 fn gate(breaker: &config::Breaker) -> CircuitBreaker {

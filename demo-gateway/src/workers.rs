@@ -36,7 +36,9 @@ struct Worker {
     runtime: Handle,
     connections: Arc<AtomicUsize>,
     /// Dropped, it ends the thread.
-    _run: oneshot::Sender<()>,
+    run: oneshot::Sender<()>,
+    /// Closed when nothing is left of what the thread had.
+    gone: oneshot::Receiver<()>,
 }
 
 /// A connection's place on a worker.
@@ -56,6 +58,18 @@ impl Workers {
             .map(Self)
     }
 
+    /// Ends them, and waits until nothing is left of what they had: streams of HTTP/2 and parts of a batch have tasks of
+    /// their own, which outlive the connection by a little.
+    pub(crate) async fn close(self) {
+        let workers = self.0.into_iter().map(|it| (it.run, it.gone));
+        let (runs, gone): (Vec<_>, Vec<_>) = workers.unzip();
+        drop(runs);
+        for gone in gone {
+            // It is never sent, only dropped.
+            let _gone = gone.await;
+        }
+    }
+
     /// The worker with the fewest connections.
     pub(crate) fn choose(&self) -> Option<(&Handle, Place)> {
         let fewest = self
@@ -72,10 +86,14 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (run, stopped) = oneshot::channel();
+        let (alive, gone) = oneshot::channel();
         let serve = move || {
+            let _alive: oneshot::Sender<()> = alive;
             NUMBER.set(number);
             // It ends when the other side is dropped, which is no error here.
             let _stopped = runtime.block_on(stopped);
+            // Drops all tasks, without a wait for a name that is being looked up.
+            runtime.shutdown_background();
         };
         thread::Builder::new()
             .name(format!("worker-{number}"))
@@ -83,7 +101,8 @@ impl Worker {
         Ok(Self {
             runtime: handle,
             connections: Arc::default(),
-            _run: run,
+            run,
+            gone,
         })
     }
 }
@@ -104,6 +123,31 @@ mod tests {
         let (again, _place) = workers.choose().unwrap();
         assert_eq!(again.spawn(async { number() }).await.unwrap(), one);
         assert_eq!(number(), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_what_workers_had_once_they_are_closed() {
+        struct Slow(Arc<AtomicUsize>);
+
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                thread::yield_now();
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+
+        let workers = Workers::start(2).unwrap();
+        let ended = Arc::new(AtomicUsize::new(0));
+        for _ in 0..1000 {
+            let (runtime, _place) = workers.choose().unwrap();
+            let slow = Slow(ended.clone());
+            runtime.spawn(async move {
+                let _slow = slow;
+                std::future::pending::<()>().await;
+            });
+        }
+        workers.close().await;
+        assert_eq!(ended.load(Relaxed), 1000);
     }
 
     #[tokio::test]

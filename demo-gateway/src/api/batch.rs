@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::{sync::Semaphore, task::JoinSet};
+use tracing::Instrument;
 
 use super::{
     Asked, Inbound, forward,
@@ -22,6 +23,9 @@ use crate::{
     exchange::{Exchange, Operation},
     headers::{ATTEMPTS, to_backend},
     identity::Caller,
+    metrics::Overhead,
+    record::{Entry, Recording},
+    telemetry::spans,
 };
 
 const PATH: &str = "/generate/batch";
@@ -66,7 +70,7 @@ enum Outcome {
 pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let Asked {
         app,
-        id,
+        entry,
         exchange,
         parts,
         body,
@@ -76,6 +80,7 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     };
     let batch = Batch::read(&body);
     let batch = batch.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
+    exchange.becomes_batch();
     let many = batch.requests.len();
     let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let headers = to_backend(parts.headers);
@@ -90,13 +95,15 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
             kin,
             headers: headers.clone(),
             body: body.slice_ref(request.get().as_bytes()),
-            id: numbered(&id, at),
+            entry: entry.clone(),
         };
         let room = room.clone();
-        under_way.spawn(async move {
+        let run = async move {
             let _place = room.acquire_owned().await;
             item.run().await
-        });
+        }
+        .instrument(spans::item());
+        under_way.spawn(run);
     }
     let mut results: Vec<Option<Outcome>> = Vec::new();
     results.resize_with(many, || None);
@@ -139,7 +146,8 @@ struct Item {
     kin: Kin,
     headers: HeaderMap,
     body: Bytes,
-    id: HeaderValue,
+    /// Of the batch.
+    entry: Arc<Entry>,
 }
 
 struct Done {
@@ -152,26 +160,40 @@ struct Done {
 impl Item {
     async fn run(self) -> Done {
         let exchange = Arc::new(Exchange::new(self.caller, Operation::Generate));
+        let id = numbered(self.entry.id(), self.at);
+        let entry = self.entry.item(id.clone(), exchange.clone());
+        let entry = Arc::new(entry);
+        let mut recording = Recording::new(entry.clone(), self.app.observers.clone());
+        // Dropped first, so that the recording has what it measured.
+        let mut overhead = Overhead::new(self.app.meters.clone(), entry);
         let (outcome, signature) = match GenerateRequest::check(&self.body) {
-            Err(error) => (raw(error.problem().as_bytes()), HeaderMap::new()),
+            Err(error) => {
+                recording.failed(&error);
+                recording.answered(error.status());
+                (raw(error.problem().as_bytes()), HeaderMap::new())
+            }
             Ok(tokens) => {
                 let body = self.body;
-                let (headers, id) = (self.headers, &self.id);
+                let (headers, id) = (self.headers, &id);
                 let answer =
                     generate::one(&self.app, &exchange, self.kin, headers, body, tokens, id).await;
                 match answer {
                     Ok(answer) => {
+                        recording.answered(StatusCode::OK);
                         let (parts, answer) = answer.into_parts();
                         (Outcome::Ok(answer), parts.headers)
                     }
                     Err(answer) => {
                         let (parts, body) = answer.into_parts();
+                        recording.answered(parts.status);
                         let body = body.collect().await.map(|body| body.to_bytes());
                         (raw(&body.unwrap_or_default()), parts.headers)
                     }
                 }
             }
         };
+        recording.is_whole();
+        overhead.answered(StatusCode::OK);
         Done {
             at: self.at,
             outcome,

@@ -18,7 +18,6 @@ use palisade::{
     retry_after::retry_after,
     time,
 };
-use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::{
@@ -31,6 +30,7 @@ use crate::{
     headers::{ATTEMPTS, BACKEND_ID, to_caller},
     identity::Caller,
     metrics::{UNKNOWN, is_limit},
+    record::Cause,
     stack::PipelineBody,
     work::Lengths,
 };
@@ -138,13 +138,19 @@ pub(crate) fn peek(
     };
     let error = refused.into();
     count_refusal(app, &exchange.caller, &error);
-    let mut answer = body::full(refuse(app, path, &error));
+    let mut answer = body::full(refuse(app, exchange, path, &error));
     sign(answer.headers_mut(), exchange, app, Language::of(path));
     Err(Box::new(answer))
 }
 
 /// What is answered when a layer has refused, or a backend broken off.
-pub(crate) fn refuse(app: &App, path: &str, error: &BoxError) -> Response<Full<Bytes>> {
+pub(crate) fn refuse(
+    app: &App,
+    exchange: &Exchange,
+    path: &str,
+    error: &BoxError,
+) -> Response<Full<Bytes>> {
+    exchange.because(Cause::of_error(error));
     let rejected = Rejected::find(&**error);
     let refusal = rejected.and_then(|rejected| app.stack.limits.explain(rejected));
     let mut answer = errors::refuse(path, error, refusal.as_ref());
@@ -173,12 +179,13 @@ pub(crate) fn passed(
                 return Ok(response);
             }
             Some(error) => {
+                exchange.because(Cause::of_answer(&error));
                 let mut answer = body::full(error.answer(language));
                 keep_limits(response.headers(), answer.headers_mut());
                 answer
             }
         },
-        Err(error) => body::full(refuse(app, path, &error)),
+        Err(error) => body::full(refuse(app, exchange, path, &error)),
     };
     sign(answer.headers_mut(), exchange, app, language);
     no_more(&mut answer, exchange);
@@ -273,22 +280,6 @@ pub(crate) fn wrong(app: &App, exchange: &Arc<Exchange>, path: &str, error: ApiE
 pub(crate) fn sign_unsent(headers: &mut HeaderMap) {
     headers.insert(ATTEMPTS, HeaderValue::from_static("0"));
     headers.insert(BACKEND_ID, HeaderValue::from_static(UNKNOWN));
-}
-
-/// Measures what the gateway itself takes.
-pub(crate) struct Stopwatch(Instant);
-
-impl Stopwatch {
-    pub(crate) fn start() -> Self {
-        Self(time::now())
-    }
-
-    /// Records the time since the start, less the time that backends were waited for.
-    pub(crate) fn stop(self, app: &App, exchange: &Exchange) {
-        let taken = time::now().saturating_duration_since(self.0);
-        let own = taken.saturating_sub(exchange.waited());
-        app.meters.overhead.record(own);
-    }
 }
 
 /// Puts what [`sign`] and the limits have said on an answer that takes the place of another.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Asked, Inbound,
-    forward::{self, Outbound, Stopwatch},
+    forward::{self, Outbound},
     input, tokens,
 };
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     errors::{ApiError, Language},
     exchange::{Exchange, Operation},
     headers::{REQUEST_ID, to_backend},
+    record::Cause,
 };
 
 const PATH: &str = "/generate";
@@ -82,7 +83,7 @@ pub(super) struct GenerateAnswer {
 pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     let Asked {
         app,
-        id,
+        entry,
         exchange,
         parts,
         body,
@@ -90,13 +91,11 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
         Ok(asked) => asked,
         Err(refused) => return Ok(*refused),
     };
-    let stopwatch = Stopwatch::start();
     let tokens = GenerateRequest::check(&body);
     let tokens = tokens.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
     let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let headers = to_backend(parts.headers);
-    let answer = one(&app, &exchange, kin, headers, body, tokens, &id).await;
-    stopwatch.stop(&app, &exchange);
+    let answer = one(&app, &exchange, kin, headers, body, tokens, entry.id()).await;
     Ok(match answer {
         Ok(answer) => {
             let (parts, answer) = answer.into_parts();
@@ -119,7 +118,7 @@ pub(super) async fn one(
     id: &HeaderValue,
 ) -> Result<Response<GenerateAnswer>, Box<Answer>> {
     let since = time::now();
-    exchange.asked_for(tokens.prompt, false);
+    exchange.asked_for(&tokens, false);
     headers.insert(REQUEST_ID, id.clone());
     let outbound = Outbound {
         exchange: exchange.clone(),
@@ -140,13 +139,15 @@ pub(super) async fn one(
     // Settles the request: the answer itself was read by the attempt.
     let failed = match body.collect().await {
         Ok(_) => None,
-        Err(error) => Some(forward::refuse(app, PATH, &error)),
+        Err(error) => Some(forward::refuse(app, exchange, PATH, &error)),
     };
     let (Some(generated), Some(backend), None) =
         (exchange.take_generated(), exchange.backend(), &failed)
     else {
         let failed = failed.unwrap_or_else(|| {
-            ApiError::bad_gateway("the backend answered without a text").answer(Language::Problem)
+            let error = ApiError::bad_gateway("the backend answered without a text");
+            exchange.because(Cause::of_answer(&error));
+            error.answer(Language::Problem)
         });
         let mut answer = body::full(failed);
         forward::copy_signature(&parts.headers, answer.headers_mut());

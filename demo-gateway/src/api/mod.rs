@@ -19,23 +19,30 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header::ALLOW, request::Parts};
+use http::{HeaderMap, StatusCode, header::ALLOW, request::Parts};
 use http_body::Body;
 use http_body_util::Either;
 use hyper::body::Incoming;
 use palisade::BoxError;
 use percent_encoding::percent_decode_str;
-use tower::{Layer, ServiceExt};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
 
-pub(crate) use self::input::{json, read};
+pub(crate) use self::{
+    input::{json, read},
+    status::index,
+};
 use crate::{
     admin,
     app::App,
     body::Answer,
+    dashboard,
     errors::{ApiError, Language},
-    exchange::{Exchange, Operation},
+    exchange::{Exchange, Operation, Waiting},
     headers::{self, REQUEST_ID},
+    metrics::{Measured, Overhead},
+    record::{Entry, Recorded, Recording},
+    telemetry::spans,
 };
 
 /// What answers requests, shared by all connections.
@@ -44,7 +51,6 @@ pub(crate) type Routes = CatchPanic<Router, Panicked>;
 /// Every path, and who answers it.
 pub(crate) fn routes(app: Arc<App>) -> Routes {
     let router = Router::new()
-        .route("/", get(async || status::index()))
         .route("/generate", post(generate::answer))
         .route("/generate/batch", post(batch::answer))
         .route("/v1/chat/completions", post(chat))
@@ -71,6 +77,7 @@ pub(crate) fn routes(app: Arc<App>) -> Routes {
         )
         .route("/rate-limits/", get(rate_limits))
         .route("/rate-limits/{*identifier}", get(rate_limits))
+        .merge(dashboard::routes())
         .merge(admin::routes(&app))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -133,9 +140,7 @@ impl ResponseForPanic for Panicked {
 /// A request as the handlers get it.
 pub(crate) struct Inbound {
     pub(crate) app: Arc<App>,
-    pub(crate) peer: SocketAddr,
-    /// Its `x-request-id`.
-    pub(crate) id: HeaderValue,
+    pub(crate) entry: Arc<Entry>,
     pub(crate) request: Request,
 }
 
@@ -150,7 +155,7 @@ impl Inbound {
 /// A request of somebody who may ask, with its body.
 struct Asked {
     app: Arc<App>,
-    id: HeaderValue,
+    entry: Arc<Entry>,
     exchange: Arc<Exchange>,
     parts: Parts,
     body: Bytes,
@@ -167,31 +172,29 @@ impl Inbound {
     ) -> Result<Result<Asked, Box<Answer>>, ApiError> {
         let Self {
             app,
-            peer,
-            id,
+            entry,
             request,
         } = self;
         let (mut parts, body) = request.into_parts();
-        let caller = match app.identities.find(peer, &parts.headers) {
-            Ok(caller) => Arc::new(caller),
-            Err(error) => {
+        let exchange = match identify(&app, &entry, &parts.headers, operation) {
+            Ok(exchange) => exchange,
+            Err((exchange, error)) => {
                 input::discard(&parts.headers, body);
-                let caller = app.identities.unknown(peer, &parts.headers);
-                let exchange = Arc::new(Exchange::new(Arc::new(caller), operation));
                 return Err(forward::wrong(&app, &exchange, path, error));
             }
         };
-        let exchange = Arc::new(Exchange::new(caller, operation));
         parts.extensions.insert(exchange.clone());
         if let Err(refused) = forward::peek(&app, &exchange, &parts, path) {
             input::discard(&parts.headers, body);
             return Ok(Err(refused));
         }
+        let reading = Waiting::new(exchange.clone());
         let body = read(&app, &parts.headers, body).await;
+        drop(reading);
         let body = body.map_err(|error| forward::wrong(&app, &exchange, path, error))?;
         Ok(Ok(Asked {
             app,
-            id,
+            entry,
             exchange,
             parts,
             body,
@@ -199,56 +202,82 @@ impl Inbound {
     }
 }
 
-/// What is known of a request before it is routed.
-#[derive(Clone)]
-struct Arrival {
-    peer: SocketAddr,
-    id: HeaderValue,
+/// Finds out who asks; whoever says who they are, and is not, is known by the address alone.
+fn identify(
+    app: &App,
+    entry: &Entry,
+    headers: &HeaderMap,
+    operation: Operation,
+) -> Result<Arc<Exchange>, (Arc<Exchange>, ApiError)> {
+    let (caller, wrong) = match app.identities.find(entry.peer(), headers) {
+        Ok(caller) => (caller, None),
+        Err(error) => (app.identities.unknown(entry.peer(), headers), Some(error)),
+    };
+    let exchange = Arc::new(Exchange::new(Arc::new(caller), operation));
+    entry.asks(&exchange);
+    match wrong {
+        None => Ok(exchange),
+        Some(error) => Err((exchange, error)),
+    }
 }
 
 impl FromRequest<Arc<App>> for Inbound {
     type Rejection = Infallible;
 
     async fn from_request(mut request: Request, app: &Arc<App>) -> Result<Self, Infallible> {
-        let arrival = request.extensions_mut().remove();
-        let Arrival { peer, id } = arrival.expect("put there by `answer`");
-        let app = app.clone();
+        let entry = request.extensions_mut().remove();
         Ok(Self {
-            app,
-            peer,
-            id,
+            app: app.clone(),
+            entry: entry.expect("put there by `answer`"),
             request,
         })
     }
 }
 
-/// Answers a request, errors in the words of its path.
+/// Answers a request, errors in the words of its path, inside of its span.
 pub(crate) async fn answer(
+    app: Arc<App>,
     routes: Routes,
     peer: SocketAddr,
     mut request: http::Request<Incoming>,
-) -> http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send> {
+) -> Result<http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, BoxError> {
     let id = headers::request_id(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let arrival = Arrival {
-        peer,
-        id: id.clone(),
-    };
-    request.extensions_mut().insert(arrival);
-    let Ok(response) = routes.oneshot(request).await;
+    let entry = Arc::new(Entry::new(id, peer, method, uri));
+    request.extensions_mut().insert(entry.clone());
+    let serve =
+        service_fn(move |request| recorded(app.clone(), routes.clone(), entry.clone(), request));
+    spans::requests().layer(serve).oneshot(request).await
+}
+
+async fn recorded(
+    app: Arc<App>,
+    routes: Routes,
+    entry: Arc<Entry>,
+    request: http::Request<Incoming>,
+) -> Result<http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, Infallible> {
+    let mut recording = Recording::new(entry.clone(), app.observers.clone());
+    // Dropped first, so that the recording has what it measured.
+    let mut overhead = Overhead::new(app.meters.clone(), entry.clone());
+    let response = routes.oneshot(request).await?;
     let mut response = match error(&response) {
         None => response.map(Either::Left),
         Some(error) => {
-            let mut response = error.answer(Language::of(uri.path()));
-            if asks_backends(uri.path()) {
+            recording.failed(&error);
+            let path = entry.uri().path();
+            let mut response = error.answer(Language::of(path));
+            if asks_backends(path) {
                 forward::sign_unsent(response.headers_mut());
             }
             response.map(Either::Right)
         }
     };
-    tracing::debug!(%peer, %method, path = shown(uri.path()), ?id, status = response.status().as_u16(), "answered");
-    response.headers_mut().insert(REQUEST_ID, id);
     response
+        .headers_mut()
+        .insert(REQUEST_ID, entry.id().clone());
+    recording.answered(response.status());
+    overhead.answered(response.status());
+    Ok(response.map(|body| Measured::new(Recorded::new(body, recording), overhead)))
 }
 
 /// What is to be told, if that is more than the response says.
@@ -259,16 +288,6 @@ fn error<B>(response: &http::Response<B>) -> Option<ApiError> {
         let allow = response.headers().get(ALLOW)?;
         Some(ApiError::method_not_allowed(allow.clone()))
     })
-}
-
-/// A path as it may stand in a log: without an identifier, for which somebody may have put a raw key.
-fn shown(path: &str) -> &str {
-    for prefix in ["/rate-limits/", "/admin/reset-rate-limit/"] {
-        if path.starts_with(prefix) {
-            return prefix;
-        }
-    }
-    path
 }
 
 fn asks_backends(path: &str) -> bool {

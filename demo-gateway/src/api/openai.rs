@@ -15,8 +15,8 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     Asked, Inbound,
-    forward::{self, Outbound, Stopwatch},
-    input,
+    forward::{self, Outbound},
+    identify, input,
     tokens::{Messages, Number, Prompts},
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     errors::{self, ApiError, Language},
     exchange::{Exchange, Operation},
     headers::{REQUEST_ID, to_backend},
+    record::Cause,
     splice::{place, splice},
     sse::{self, Late, PING_EVERY, Relay, UsageEvent},
     stack::PipelineBody,
@@ -194,7 +195,7 @@ impl Edit {
 pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Answer, ApiError> {
     let Asked {
         app,
-        id,
+        entry,
         exchange,
         parts,
         body,
@@ -202,13 +203,12 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         Ok(asked) => asked,
         Err(refused) => return Ok(*refused),
     };
-    let stopwatch = Stopwatch::start();
     let plan = Plan::new(operation, body);
     let plan = plan.map_err(|error| forward::wrong(&app, &exchange, PATH, error))?;
-    exchange.asked_for(plan.tokens.prompt, plan.stream);
+    exchange.asked_for(&plan.tokens, plan.stream);
     let kin = Kin::find(&app, &exchange.caller, &parts.headers);
     let mut headers = to_backend(parts.headers);
-    headers.insert(REQUEST_ID, id);
+    headers.insert(REQUEST_ID, entry.id().clone());
     let timeouts = &app.config.timeouts;
     let outbound = Outbound {
         exchange: exchange.clone(),
@@ -225,14 +225,13 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         },
     };
     if plan.stream {
-        return Ok(stream(&app, &exchange, outbound, plan.usage, stopwatch).await);
+        return Ok(stream(&app, &exchange, outbound, plan.usage).await);
     }
     let answer = outbound.send(&app).await;
     let answer = match forward::passed(&app, &exchange, PATH, answer) {
         Ok(response) => response.map(Body::Passed),
         Err(answer) => *answer,
     };
-    stopwatch.stop(&app, &exchange);
     Ok(answer)
 }
 
@@ -240,18 +239,17 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
 pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
     let Inbound {
         app,
-        peer,
-        id,
+        entry,
         request,
     } = inbound;
-    let caller = Arc::new(app.identities.find(peer, request.headers())?);
     let (parts, _) = request.into_parts();
+    let exchange = identify(&app, &entry, &parts.headers, Operation::Models);
+    let exchange = exchange.map_err(|(_, error)| error)?;
     if leaves(parts.uri.path()) {
         return Err(ApiError::not_found("there is no such model"));
     }
-    let exchange = Arc::new(Exchange::new(caller, Operation::Models));
     let mut headers = to_backend(parts.headers);
-    headers.insert(REQUEST_ID, id);
+    headers.insert(REQUEST_ID, entry.id().clone());
     let outbound = Outbound {
         exchange: exchange.clone(),
         method: Method::GET,
@@ -282,7 +280,6 @@ async fn stream(
     exchange: &Arc<Exchange>,
     outbound: Outbound,
     usage: UsageEvent,
-    stopwatch: Stopwatch,
 ) -> Answer {
     let sent = {
         let app = app.clone();
@@ -294,7 +291,7 @@ async fn stream(
         exchange: exchange.clone(),
     };
     let Ok(answer) = tokio::time::timeout(PING_EVERY, &mut sent).await else {
-        // From here on there is no status left to fail with, and what has been waited for is known when it is over.
+        // From here on there is no status left to fail with.
         let mut answer = Response::new(());
         forward::sign(answer.headers_mut(), exchange, app, Language::OpenAi);
         let (late, exchange) = (app.clone(), exchange.clone());
@@ -304,15 +301,13 @@ async fn stream(
             );
         return events(answer.map(|()| Relay::waiting(late, usage, farewell)));
     };
-    let answer = match forward::passed(app, exchange, PATH, answer) {
+    match forward::passed(app, exchange, PATH, answer) {
         Ok(response) if is_events(response.headers()) => {
             events(response.map(|body| Relay::new(body, usage, farewell)))
         }
         Ok(response) => response.map(Body::Passed),
         Err(answer) => *answer,
-    };
-    stopwatch.stop(app, exchange);
-    answer
+    }
 }
 
 /// An answer as an event, if it is no stream of them.
@@ -359,10 +354,11 @@ pub(crate) struct Farewell {
 impl sse::Farewell for Farewell {
     fn data(&self, error: BoxError) -> String {
         if Rejected::find(&*error).is_none() {
+            self.exchange.because(Cause::of_error(&error));
             return ApiError::bad_gateway("the backend broke the stream off").openai();
         }
         forward::count_refusal(&self.app, &self.exchange.caller, &error);
-        let answer = forward::refuse(&self.app, PATH, &error);
+        let answer = forward::refuse(&self.app, &self.exchange, PATH, &error);
         let told = errors::whole(answer.into_body());
         String::from_utf8_lossy(&told).into_owned()
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use palisade::{
-    sla::{Burn, Summary},
+    sla::{Burn, DimensionSummary, Summary},
     time,
 };
 use serde::Serialize;
@@ -14,10 +14,13 @@ use crate::{
     backends,
     body::{self, Answer},
     clock::timestamp,
+    dashboard::newest,
     discovery::{self, Discovery},
     errors::ApiError,
     limits::Totals,
     metrics,
+    store::{self, Store},
+    verdict::{Facts, Verdict},
 };
 
 /// What `performance_summary` is about.
@@ -34,14 +37,29 @@ struct Status<'a> {
     /// `null` when backends are only those that were named.
     discovery: Option<discovery::Status>,
     slo: Burn,
+    /// The same window by route, tier and model, and of attempts by endpoint.
+    by: Vec<DimensionSummary>,
     rate_limit: Option<Totals<'a>>,
+    /// The request log; `null` when it is off.
+    store: Option<store::Status>,
     /// There is none yet.
     autoscaler: Option<()>,
+    /// Whether all is well, as the dashboard says it.
+    verdict: Verdict,
 }
 
 pub(super) fn status(app: &App) -> Answer {
     let backend_status = app.backends.status();
     let active = backend_status.healthy_backends;
+    let burn = app.stack.sla.burn(time::now());
+    let verdict = app.verdict.judge(&Facts {
+        backends: &app.backends,
+        endpoints: &newest(app.backends.endpoints.snapshot()),
+        burn: &burn,
+        draining: app.is_draining(),
+        ended: app.dashboard.ended(),
+        in_flight: app.stack.sla.in_flight(),
+    });
     body::json(&Status {
         timestamp: timestamp(),
         performance_summary: app.stack.sla.summary(WINDOW),
@@ -50,30 +68,32 @@ pub(super) fn status(app: &App) -> Answer {
         system_health: if active > 0 { "healthy" } else { "degraded" },
         backend_status,
         discovery: app.discovery.as_ref().map(Discovery::status),
-        slo: app.stack.sla.burn(time::now()),
+        slo: burn,
+        by: app.stack.sla.labels(WINDOW),
         rate_limit: app.stack.limits.totals(),
+        store: app.store.as_ref().map(Store::status),
         autoscaler: None,
+        verdict,
     })
 }
 
 pub(super) fn metrics(app: &App) -> Result<Answer, ApiError> {
-    let recorder = metrics::recorder().ok_or_else(|| {
+    app.backends.publish();
+    app.stack.sla.publish();
+    let page = metrics::page().ok_or_else(|| {
         let detail = "another recorder is in place in this process";
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no_metrics", detail)
     })?;
-    app.backends.publish();
-    app.stack.sla.publish();
-    let kind = "text/plain; version=0.0.4; charset=utf-8";
-    Ok(body::text(kind, recorder.render()))
+    Ok(body::text(metrics::TYPE, page))
 }
 
 /// What there is.
-pub(super) fn index() -> Answer {
+pub(crate) fn index() -> Answer {
     #[derive(Serialize)]
     struct Index {
         name: &'static str,
         version: &'static str,
-        endpoints: [&'static str; 13],
+        endpoints: [&'static str; 14],
     }
 
     body::json(&Index {
@@ -91,6 +111,7 @@ pub(super) fn index() -> Answer {
             "GET /readyz",
             "GET /metrics",
             "GET /status",
+            "GET /events",
             "GET /rate-limits/{identifier}",
             "/admin",
         ],

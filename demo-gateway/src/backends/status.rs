@@ -47,9 +47,7 @@ impl Backends {
     }
 
     fn report(&self, backend: &Backend, endpoint: &Snapshot) -> Report {
-        let circuit = self
-            .endpoints
-            .with_gate(&endpoint.name, |breaker| breaker.handle().snapshot());
+        let circuit = self.circuit(&endpoint.name);
         let last_check = endpoint.last_check.as_ref();
         let requests = endpoint.requests.max(1);
         Report {

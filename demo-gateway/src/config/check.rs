@@ -1,6 +1,6 @@
 //! What cannot be as it is set, beyond the types.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 
 use http::HeaderName;
 use palisade::key::Network;
@@ -82,9 +82,14 @@ impl Config {
         );
         let durations = [
             ("health_interval", self.health_interval),
+            (
+                "probe_interval",
+                self.probe_interval.unwrap_or(Duration::MAX),
+            ),
             ("server.header_timeout", self.server.header_timeout),
             ("server.body_timeout", self.server.body_timeout),
             ("objective.latency", self.objective.latency),
+            ("objective.period", self.objective.period),
         ];
         for (path, duration) in durations {
             check(!duration.is_zero(), path, "is 0", "for example \"10s\"");
@@ -134,6 +139,8 @@ impl Config {
         );
         self.check_failing(&mut found);
         self.health_check.check(&mut found);
+        self.trace.check(&mut found);
+        self.access_log.check(&mut found);
         if let Some(discovery) = &self.discovery {
             discovery.check(&mut found);
         }
@@ -141,6 +148,10 @@ impl Config {
         self.check_limits(&mut found);
         if let Some(redis) = &self.redis {
             redis.check(&mut found);
+        }
+        self.store.check(&mut found);
+        if let Some(notify) = &self.notify {
+            notify.check(&mut found);
         }
         self.check_backends(&mut found);
         found

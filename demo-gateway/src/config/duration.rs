@@ -1,4 +1,4 @@
-//! Durations as people write them: `250ms`, `30s`, `5m`, `1h`.
+//! Durations as people write them: `250ms`, `30s`, `5m`, `1h`, `30d`.
 
 use std::time::Duration;
 
@@ -8,14 +8,16 @@ use serde::{Deserialize, Deserializer, Serializer, de};
 pub fn parse(text: &str) -> Result<Duration, String> {
     let at = text.find(|char: char| char.is_ascii_alphabetic());
     let (number, unit) = text.split_at(at.unwrap_or(text.len()));
-    let wrong =
-        || format!("`{text}` is not a duration such as \"250ms\", \"30s\", \"5m\" or \"1h\"");
+    let wrong = || {
+        format!("`{text}` is not a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"30d\"")
+    };
     let number: f64 = number.trim().parse().map_err(|_| wrong())?;
     let seconds = match unit {
         "ms" => number / 1e3,
         "s" => number,
         "m" => number * 60.0,
         "h" => number * 3600.0,
+        "d" => number * 86_400.0,
         "" if number == 0.0 => 0.0,
         _ => return Err(wrong()),
     };
@@ -80,6 +82,7 @@ mod tests {
             ("30s", 30_000),
             ("2m", 120_000),
             ("1h", 3_600_000),
+            ("30d", 2_592_000_000),
             ("0", 0),
         ] {
             assert_eq!(millis(text), Ok(expected), "{text}");

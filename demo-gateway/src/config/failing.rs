@@ -87,6 +87,19 @@ pub struct Hedge {
     pub quantile: Option<f64>,
     /// For this many percent of the requests at most.
     pub percent: u32,
+    /// What becomes of second attempts while an alert of the objective pages.
+    pub while_burning: WhileBurning,
+}
+
+/// Whether requests are asked twice while the error budget burns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhileBurning {
+    /// Only once, until it is over.
+    #[default]
+    Pause,
+    /// As always.
+    GoOn,
 }
 
 impl Default for Hedge {
@@ -95,6 +108,7 @@ impl Default for Hedge {
             after: None,
             quantile: None,
             percent: 5,
+            while_burning: WhileBurning::default(),
         }
     }
 }

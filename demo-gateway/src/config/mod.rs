@@ -1,5 +1,6 @@
 //! What can be set, by file, environment and command line; and what is wrong with it.
 
+mod access_log;
 mod backend;
 mod balance;
 mod check;
@@ -9,34 +10,43 @@ mod failing;
 mod file;
 mod health;
 mod limits;
+mod notify;
 mod redis;
 mod secret;
+mod store;
+mod trace;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::{
+    access_log::Target,
+    backend::base_url,
+    balance::strategies,
+    discovery::Source,
+    limits::{BASIC, PREMIUM, told},
+    store::{Place, without_password},
+};
 pub use self::{
+    access_log::{AccessLog, Format},
     backend::Backend,
     balance::Affinity,
     check::Mistake,
     discovery::Discovery,
     duration::parse as parse_duration,
-    failing::{Breaker, Hedge, Retry, Timeouts, Window},
+    failing::{Breaker, Hedge, Retry, Timeouts, WhileBurning, Window},
     file::{Fault, load, parse},
     health::{CheckKind, HealthCheck, Statuses},
     limits::{
         Adaptive, Amount, Estimate, Exception, Identifier, LimitStrategy, Mode, OnStoreError,
         Price, Rule, TierQuota, Unit,
     },
+    notify::{MinSeverity, Notify, NotifyFormat, NotifyKind},
     redis::Redis,
     secret::Secret,
-};
-pub(crate) use self::{
-    backend::base_url,
-    balance::strategies,
-    discovery::Source,
-    limits::{BASIC, PREMIUM, told},
+    store::Store,
+    trace::{Protocol, Trace},
 };
 pub use palisade::balance::Strategy;
 
@@ -67,6 +77,10 @@ pub struct Config {
     /// How often each backend is asked for its health.
     #[serde(with = "duration")]
     pub health_interval: Duration,
+    /// How often `adaptive` asks each backend at `/load` how busy it is; never, unless said. For many gateways that each
+    /// send little of what a backend gets.
+    #[serde(with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub probe_interval: Option<Duration>,
     /// How long `/readyz` says 503 before a stopping gateway closes its port, for balancers in front of it.
     #[serde(with = "duration")]
     pub drain_delay: Duration,
@@ -75,6 +89,9 @@ pub struct Config {
     pub wait_up_to: Duration,
     /// How many of them wait at a time.
     pub waiting: usize,
+    /// Where files are kept. Without one, in a folder that goes when the gateway does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
     /// Connections and bodies.
     pub server: Server,
     /// How long a request may take.
@@ -95,16 +112,25 @@ pub struct Config {
     pub discovery: Option<Discovery>,
     /// What the service should reach.
     pub objective: Objective,
+    /// Spans of requests and attempts.
+    pub trace: Trace,
+    /// One line for each request.
+    pub access_log: AccessLog,
     /// Who is asking.
     pub identity: Identity,
     /// Where several gateways count together; without it each counts for itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
+    /// Who is told when something breaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
     /// What models take for their tokens, by their names; `default` is for all others, which else cost as the dearest.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prices: BTreeMap<String, Price>,
     /// Who may ask how often.
     pub rate_limits: Vec<Rule>,
+    /// The request log.
+    pub store: Store,
     /// Where requests go.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<Backend>,
@@ -122,9 +148,11 @@ impl Default for Config {
             rate_limit: Switch::default(),
             embedded_backends: 3,
             health_interval: Duration::from_secs(5),
+            probe_interval: None,
             drain_delay: Duration::ZERO,
             wait_up_to: Duration::ZERO,
             waiting: 100,
+            data_dir: None,
             server: Server::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
@@ -134,10 +162,14 @@ impl Default for Config {
             health_check: HealthCheck::default(),
             discovery: None,
             objective: Objective::default(),
+            trace: Trace::default(),
+            access_log: AccessLog::default(),
             identity: Identity::default(),
             redis: None,
+            notify: None,
             prices: BTreeMap::new(),
             rate_limits: Rule::defaults(),
+            store: Store::default(),
             backends: Vec::new(),
         }
     }
@@ -199,6 +231,9 @@ pub struct Objective {
     pub latency: Duration,
     /// The share of requests that keep `latency`.
     pub within: f64,
+    /// What an error budget is for; the windows of its alerts scale with it.
+    #[serde(with = "duration")]
+    pub period: Duration,
 }
 
 impl Default for Objective {
@@ -207,6 +242,7 @@ impl Default for Objective {
             success: 0.99,
             latency: Duration::from_secs(2),
             within: 0.95,
+            period: Duration::from_secs(30 * 86_400),
         }
     }
 }
@@ -308,6 +344,10 @@ impl Config {
             .for_each(Secret::hide);
         if let Some(redis) = &mut shown.redis {
             redis.hide();
+        }
+        shown.store.hide();
+        if let Some(notify) = &mut shown.notify {
+            notify.hide();
         }
         toml::to_string(&shown)
     }

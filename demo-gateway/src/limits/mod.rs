@@ -1,6 +1,7 @@
 //! Who may ask how often: the rules of the configuration as one gate, and what can be asked about them.
 
 mod build;
+mod near;
 mod state;
 
 use std::{sync::Arc, time::Duration};
@@ -12,7 +13,7 @@ use palisade::{
     key::Key,
     rate_limit::{
         CostExceedsQuota, Handle, RateLimit, RateLimited, RedisStore, State, StoreError,
-        StoreUnavailable,
+        StoreState, StoreUnavailable,
     },
     reject::Rejected,
 };
@@ -25,6 +26,7 @@ use crate::{
     config::{self, Config, Identifier as Counts, LimitStrategy, Mode, Switch, Unit},
     exchange::Exchange,
     identity::{Caller, Identifier, Identities, Kind},
+    watcher::RuleView,
 };
 
 /// Who may ask how often.
@@ -271,13 +273,27 @@ impl Limits {
         self.rules.iter().map(|rule| &*rule.name).collect()
     }
 
+    /// What each rule has refused since the start.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = RuleView> + use<> {
+        let rules = self.handle.snapshot().rules.into_iter();
+        rules.map(|held| RuleView {
+            name: held.rule,
+            refused: held.refused,
+        })
+    }
+
+    /// How the store does, if there is one.
+    pub(crate) fn store_state(&self) -> Option<StoreState> {
+        self.store.as_ref().map(RedisStore::state)
+    }
+
     /// What all rules hold and have done; `None` when there are none.
     pub(crate) fn totals(&self) -> Option<Totals<'_>> {
         if self.rules.is_empty() {
             return None;
         }
         let snapshot = self.handle.snapshot();
-        let store = self.store.as_ref().map(RedisStore::state);
+        let store = self.store_state();
         let rules = self.rules.iter().zip(snapshot.rules);
         let rules = rules.map(|(rule, held)| (rule, held, self.source(rule)));
         Some(Totals::new(rules, snapshot.waiting, store))

@@ -12,7 +12,7 @@ use demo_gateway::{
 };
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     PROMPT, admin, asked, backend, client, config, eventually, get, metric, open, post, post_with,
@@ -278,6 +278,24 @@ async fn backends_are_probed_while_the_strategy_asks_for_it() {
         .iter()
         .map(|it| it["total_requests"].as_u64().unwrap());
     assert_eq!(counted.sum::<u64>(), answered as u64);
+}
+
+#[tokio::test]
+async fn adaptive_asks_how_busy_backends_are_if_it_is_told_to() {
+    let backends = three().await;
+    let gateway = start(Config {
+        strategy: Strategy::Adaptive,
+        probe_interval: Some(Duration::from_millis(20)),
+        ..config(&backends.each_ref())
+    })
+    .await;
+    eventually("all have said", async || {
+        let health = get(&gateway, "/health").await.json();
+        let reports = health["load_balancer"]["backends"].as_array().unwrap();
+        let said = |report: &Value| report["reported_load"]["in_flight"] == 0;
+        reports.iter().all(said)
+    })
+    .await;
 }
 
 #[tokio::test]

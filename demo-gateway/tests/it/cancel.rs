@@ -1,13 +1,16 @@
 //! Callers who leave, at every point where they can.
 
+use std::time::Duration;
+
 use demo_backend::{Ended, Fault, Reply};
+use demo_gateway::Gateway;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    CHAT_STREAM, PROMPT, asked, backend, client, config, eventually, get, open, post, posting,
-    start,
+    CHAT_STREAM, PROMPT, asked, backend, client, config, eventually, get, limited, open, post,
+    posting, start,
 };
 
 #[tokio::test]
@@ -96,4 +99,21 @@ async fn a_caller_who_leaves_with_half_a_body_sent_reaches_nobody() {
     // Answered afterwards, so whatever the first did has happened.
     crate::support::post(&gateway, "/generate", PROMPT).await;
     assert_eq!(asked(&backend).len(), 1);
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_nothing_that_runs() {
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let backend = backend().await;
+    // It waits for Redis, which is not there.
+    let config = limited(&[&backend], "[redis]\nurl = \"redis://127.0.0.1:1\"\n");
+    let before = tasks();
+    let start = Gateway::start(config);
+    let started = tokio::time::timeout(Duration::from_millis(200), start).await;
+    assert!(started.is_err(), "it did not wait");
+    eventually("all has ended", async || tasks() == before).await;
 }

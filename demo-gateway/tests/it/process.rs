@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{CHAT_STREAM, eventually};
 
-fn program(args: &[&str]) -> Command {
+pub(crate) fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo-gateway"));
     command.args(args).kill_on_drop(true);
     for (name, _) in std::env::vars() {
@@ -23,7 +23,7 @@ fn program(args: &[&str]) -> Command {
 }
 
 /// Starts it, and reads what it says until the first empty line after the address.
-async fn serve(args: &[&str]) -> (Child, String, String) {
+pub(crate) async fn serve(args: &[&str]) -> (Child, String, String) {
     let mut child = program(args)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -54,7 +54,7 @@ async fn ask(address: &str, request: &str) -> String {
     answer
 }
 
-fn terminate(child: &Child) {
+pub(crate) fn terminate(child: &Child) {
     let id = child.id().unwrap().to_string();
     let killed = std::process::Command::new("kill")
         .args(["-TERM", &id])

@@ -469,7 +469,8 @@ async fn while_the_store_is_gone_each_keeps_to_its_share_and_says_so() {
     server.restart();
     shared("they share the store again").await;
     assert_eq!(one.metric(up).await.as_deref(), Some("1"));
-    assert_eq!(in_turns(&both, 20, "carol").await, 10);
+    // More turns than it takes, as one may be over before a place that the other holds is back.
+    assert_eq!(in_turns(&both, 60, "carol").await, 10);
     let told = other.get("/rate-limits/user:carol").await.json()["r"].take();
     assert_eq!(
         (&told["remaining"], &told["source"]),
