@@ -14,6 +14,7 @@ use crate::{
     class::Class,
     compliance::Targets,
     handle::Handle,
+    hold::{Hold, Lease},
     indicators::{Ended, Event, Gaps},
     labels::{InvalidDimension, NOWHERE, Places, Read},
     objective::Objective,
@@ -38,14 +39,14 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Sla {
-    shared: Arc<Shared>,
+    shared: Hold,
 }
 
 impl Sla {
     /// Measures against this objective, over 30 days, and summarises up to 5 minutes.
     pub fn new(objective: Objective) -> Self {
         Self {
-            shared: Arc::new(Shared::new(objective)),
+            shared: Hold::new(Shared::new(objective)),
         }
     }
 
@@ -183,7 +184,7 @@ impl Sla {
 
     /// Reports what was measured.
     pub fn handle(&self) -> Handle {
-        Handle::new(self.shared.clone())
+        Handle::new(self.shared.shared())
     }
 }
 
@@ -203,7 +204,7 @@ impl Gate for Sla {
 /// Measures requests by their labels, as [`Sla::labelled`] and [`Sla::further_in`] say. Clones count together.
 #[derive(Clone)]
 pub struct LabelledSla {
-    shared: Arc<Shared>,
+    shared: Hold,
     places: Places,
     /// By dimension.
     reads: Vec<(usize, Arc<Read>)>,
@@ -256,7 +257,7 @@ impl Gate for LabelledSla {
 /// A request in flight, which is counted when it ends.
 #[derive(Debug)]
 pub struct InFlight {
-    shared: Arc<Shared>,
+    shared: Arc<Lease>,
     scope: Scope,
     /// In nanoseconds, as all times here.
     since: u64,
@@ -278,12 +279,13 @@ enum State {
 
 impl InFlight {
     #[inline]
-    fn new(shared: &Arc<Shared>, scope: Scope, since: Instant) -> Self {
+    fn new(hold: &Hold, scope: Scope, since: Instant) -> Self {
+        let shared = hold.lease();
         shared.enter(&scope);
         Self {
-            shared: shared.clone(),
             scope,
             since: shared.nanos(since),
+            shared,
             first_data: None,
             piece: None,
             longest_gap: 0,

@@ -387,11 +387,22 @@ impl Shared {
 
     #[inline]
     fn stripe(&self) -> (usize, &Stripe) {
+        let at = self.turn();
+        (at, &self.stripes[at])
+    }
+
+    /// Which stripe this thread has.
+    #[inline]
+    pub(crate) fn turn(&self) -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static TURN: usize = NEXT.fetch_add(1, Relaxed));
 
-        let at = TURN.with(|turn| turn & (self.stripes.len() - 1));
-        (at, &self.stripes[at])
+        TURN.with(|turn| turn & (self.stripes.len() - 1))
+    }
+
+    /// How many stripes there are.
+    pub(crate) fn stripes(&self) -> usize {
+        self.stripes.len()
     }
 
     /// A time in nanoseconds, as all that is counted has it.

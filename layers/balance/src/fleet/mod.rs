@@ -17,7 +17,7 @@ use crate::{
     snapshot::{EndpointState, Health},
     strategy::{
         Strategy,
-        price::{Adaptive, Field, Pricing, next_turn},
+        price::{Adaptive, Field, Pricing, Untold, next_turn},
     },
 };
 
@@ -357,11 +357,15 @@ impl<T: Item> Fleet<T> {
         want: &impl Fn(&T) -> Want,
     ) {
         let strategy = self.strategy;
-        // The default has a loop of its own, without a question for each endpoint.
-        if strategy == Strategy::Adaptive {
-            self.scan_by(found, ring, clock, field, want, &Adaptive);
-        } else {
-            self.scan_by(found, ring, clock, field, want, &strategy);
+        // The default has loops of its own, without questions for each endpoint.
+        match (strategy, &field.usually) {
+            (Strategy::Adaptive, None) => {
+                self.scan_by(found, ring, clock, field, want, &Untold);
+            }
+            (Strategy::Adaptive, Some(_)) => {
+                self.scan_by(found, ring, clock, field, want, &Adaptive);
+            }
+            _ => self.scan_by(found, ring, clock, field, want, &strategy),
         }
     }
 

@@ -83,6 +83,17 @@ impl Pricing for Strategy {
 /// The default, known before the loop begins.
 pub(crate) struct Adaptive;
 
+/// The same where no endpoint says anything of its load.
+pub(crate) struct Untold;
+
+impl Pricing for Untold {
+    // Into the loop, which it decides how long it takes.
+    #[inline(always)]
+    fn of(&self, view: &View<'_>, _: f64) -> f64 {
+        unstrained(view, view.field.peers)
+    }
+}
+
 impl Pricing for Adaptive {
     // Into the loop, which it decides how long it takes.
     #[inline(always)]
@@ -93,27 +104,29 @@ impl Pricing for Adaptive {
 
 #[inline(always)]
 pub(crate) fn adaptive(view: &View<'_>) -> f64 {
-    let usually = view.field.usually.as_ref();
-    let said = usually.and_then(|usually| Some((view.load.told()?, usually)));
-    let peers = match said {
-        Some((told, usually)) => view.field.peers * told::slowness(told, usually, view.field.now),
-        None => view.field.peers,
+    let (Some(usually), Some(told)) = (&view.field.usually, view.load.told()) else {
+        return unstrained(view, view.field.peers);
     };
+    let slowness = told::slowness(told, usually, view.field.now);
+    let price = unstrained(view, view.field.peers * slowness);
+    if price == OVERDUE {
+        return price;
+    }
+    let strain = told::strain(told, usually, view.field.now);
+    // Who fails has little to do, and that must attract nobody.
+    let least = if view.load.has_failed() { 1.0 } else { 0.0 };
+    price * strain.max(least)
+}
+
+/// Whatever it says of its load, where its peers take this long.
+#[inline(always)]
+fn unstrained(view: &View<'_>, peers: f64) -> f64 {
     let (latency, is_overdue) = view.load.expect(peers, view.field.now);
     if view.load.is_due() || is_overdue && has_missed_turns(view) {
         return OVERDUE;
     }
     let latency = at_least(view, latency) + view.field.place * view.load.pace();
-    let price = latency * (view.load.queue() + view.field.size) * view.stride;
-    match said {
-        Some((told, usually)) => {
-            let strain = told::strain(told, usually, view.field.now);
-            // Who fails has little to do, and that must attract nobody.
-            let least = if view.load.has_failed() { 1.0 } else { 0.0 };
-            price * strain.max(least)
-        }
-        None => price,
-    }
+    latency * (view.load.queue() + view.field.size) * view.stride
 }
 
 /// As nginx Plus and NetScaler do, with an estimate that is sane.
