@@ -171,7 +171,7 @@ table! {
     retry_of_what_may_be_retried "retry" {
         layer: |inner| retry().layer(inner),
         readiness: Readiness::OfInner,
-        allocations: 4,
+        allocations: 3,
     }
     retry_of_what_may_not_be_retried "retry" {
         layer: |inner| retry().repeat(Repeatable::when(|_| false)).layer(inner),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use palisade_core::{
+    classify::Verdict,
     gate::{Admit, Gate, Outlook},
     head::RequestHead,
     ratio::Ratio,
@@ -279,6 +280,11 @@ impl Settle for Call {
     fn first_data(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.since);
         self.shared.first_data(&mut self.admission, age, now);
+    }
+
+    #[inline]
+    fn settle_untimed(&mut self, verdict: Verdict) -> bool {
+        self.shared.settle_quietly(&mut self.admission, verdict)
     }
 
     #[inline]

@@ -193,20 +193,30 @@ impl Shared {
 
     #[inline]
     pub(crate) fn settle(&self, admission: &mut Admission, end: &End, now: Instant) {
-        let is_quiet = matches!(admission.stage, Stage::Waiting | Stage::Answered);
-        if is_quiet && end.verdict == Verdict::Success && self.ignores_success(admission) {
-            admission.stage = Stage::Over;
-        } else {
+        if !self.settle_quietly(admission, end.verdict) {
             self.settle_otherwise(admission, end, now);
+        }
+    }
+
+    /// Whether nothing is to be changed by this verdict, and so by no other.
+    #[inline]
+    pub(crate) fn settle_quietly(&self, admission: &mut Admission, verdict: Verdict) -> bool {
+        match admission.stage {
+            Stage::Over => true,
+            Stage::Probing => false,
+            Stage::Waiting | Stage::Answered => {
+                let is_quiet = verdict == Verdict::Success && self.ignores_success(admission);
+                if is_quiet {
+                    admission.stage = Stage::Over;
+                }
+                is_quiet
+            }
         }
     }
 
     #[inline(never)]
     fn settle_otherwise(&self, admission: &mut Admission, end: &End, now: Instant) {
         let stage = admission.stage;
-        if stage == Stage::Over {
-            return;
-        }
         let mut says = Says::of(end, stage, |age| self.is_slow(age));
         // Before anything is changed: should it panic, the guard gives its place back.
         if says != Says::Nothing && self.common.ignores(end) {

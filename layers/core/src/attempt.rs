@@ -1,6 +1,7 @@
 //! What the layers of one request tell each other about its attempts.
 
 use std::{
+    cell::RefCell,
     num::NonZeroU64,
     sync::{
         Arc,
@@ -36,8 +37,11 @@ impl EndpointId {
 /// assert!(attempts.went_to(a));
 /// assert_eq!((attempts.count(), attempts.last()), (1, Some(a)));
 /// ```
-#[derive(Clone, Debug, Default)]
-pub struct Attempts(Arc<Shared>);
+#[derive(Clone, Debug)]
+pub struct Attempts(
+    /// There until the drop.
+    Option<Arc<Shared>>,
+);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -46,16 +50,59 @@ struct Shared {
     gave_up: AtomicBool,
 }
 
+/// What requests that are over have left to those that come, for each thread.
+type Shelf = RefCell<Vec<Arc<Shared>>>;
+
+thread_local!(static SHELF: Shelf = const { RefCell::new(Vec::new()) });
+
+/// A thread keeps no more than this.
+const MOST: usize = 64;
+
+impl Default for Attempts {
+    fn default() -> Self {
+        // Without a shelf while the thread ends.
+        let left = SHELF.try_with(|shelf| shelf.borrow_mut().pop());
+        Self(Some(left.ok().flatten().unwrap_or_default()))
+    }
+}
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        let Some(mut shared) = self.0.take() else {
+            return;
+        };
+        // Asked first, as it is the cheaper question: the other keeps other threads from answering it.
+        if Arc::strong_count(&shared) != 1 {
+            return;
+        }
+        let Some(last) = Arc::get_mut(&mut shared) else {
+            return;
+        };
+        *last = Shared::default();
+        let _ = SHELF.try_with(|shelf| {
+            let mut shelf = shelf.borrow_mut();
+            if shelf.len() < MOST {
+                shelf.push(shared);
+            }
+        });
+    }
+}
+
 impl Attempts {
+    fn shared(&self) -> &Shared {
+        self.0.as_ref().expect("there until the drop")
+    }
+
     /// Counts an attempt that goes to this endpoint.
     pub fn note(&self, id: EndpointId) {
-        let at = self.0.count.fetch_add(1, Relaxed) as usize;
-        self.0.endpoints[at % self.0.endpoints.len()].store(id.0.get(), Relaxed);
+        let shared = self.shared();
+        let at = shared.count.fetch_add(1, Relaxed) as usize;
+        shared.endpoints[at % shared.endpoints.len()].store(id.0.get(), Relaxed);
     }
 
     /// Whether one of the last four attempts went to this endpoint.
     pub fn went_to(&self, id: EndpointId) -> bool {
-        let mut endpoints = self.0.endpoints.iter();
+        let mut endpoints = self.shared().endpoints.iter();
         endpoints.any(|endpoint| endpoint.load(Relaxed) == id.0.get())
     }
 
@@ -63,23 +110,79 @@ impl Attempts {
     ///
     /// For errors of any type; an answer and a [`Rejected`](crate::reject::Rejected) say so themselves.
     pub fn give_up(&self) {
-        self.0.gave_up.store(true, Relaxed);
+        self.shared().gave_up.store(true, Relaxed);
     }
 
     /// Whether a layer has spent its attempts on the request.
     pub fn gave_up(&self) -> bool {
-        self.0.gave_up.load(Relaxed)
+        self.shared().gave_up.load(Relaxed)
     }
 
     /// How many attempts have reached for an endpoint.
     pub fn count(&self) -> u32 {
-        self.0.count.load(Relaxed)
+        self.shared().count.load(Relaxed)
     }
 
     /// Where the newest attempt went.
     pub fn last(&self) -> Option<EndpointId> {
         let at = self.count().checked_sub(1)? as usize;
-        let id = self.0.endpoints[at % self.0.endpoints.len()].load(Relaxed);
+        let endpoints = &self.shared().endpoints;
+        let id = endpoints[at % endpoints.len()].load(Relaxed);
         NonZeroU64::new(id).map(EndpointId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn kept() -> usize {
+        SHELF.with(|shelf| shelf.borrow().len())
+    }
+
+    #[test]
+    fn the_next_request_knows_nothing_of_the_one_before() {
+        let (attempts, endpoint) = (Attempts::default(), EndpointId::new());
+        let at = std::ptr::from_ref(attempts.shared());
+        let other = attempts.clone();
+        other.note(endpoint);
+        other.give_up();
+        drop(attempts);
+        assert_eq!(kept(), 0);
+        assert!(other.went_to(endpoint));
+        drop(other);
+        let next = Attempts::default();
+        assert_eq!(std::ptr::from_ref(next.shared()), at);
+        let seen = (next.count(), next.last(), next.gave_up());
+        assert_eq!(seen, (0, None, false));
+        assert!(!next.went_to(endpoint));
+    }
+
+    #[test]
+    fn a_thread_keeps_no_more_than_it_may() {
+        let burst: Vec<_> = (0..2 * MOST).map(|_| Attempts::default()).collect();
+        drop(burst);
+        assert_eq!(kept(), MOST);
+    }
+
+    #[test]
+    fn of_two_that_are_dropped_at_once_no_one_leaves_what_the_other_has() {
+        for _ in 0..1000 {
+            let attempts = Attempts::default();
+            let others = [attempts.clone(), attempts.clone()];
+            thread::scope(|scope| {
+                for other in others {
+                    scope.spawn(move || {
+                        other.note(EndpointId::new());
+                        drop(other);
+                    });
+                }
+            });
+            assert_eq!(attempts.count(), 2);
+            drop(attempts);
+            assert_eq!(Attempts::default().count(), 0);
+        }
     }
 }

@@ -1,16 +1,17 @@
 //! One service and one future for everything that only decides and accounts.
 
+mod pair;
+
 use std::{
     fmt,
     future::Future,
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project::pin_project;
 use tokio::time::Instant;
@@ -101,150 +102,15 @@ impl Gate for () {
 }
 
 impl Settle for () {
-    #[inline]
-    fn settle(&mut self, _: &End, _: Instant) {}
-}
-
-/// Two gates as one: admitted left to right, settled right to left.
-///
-/// When the second gate refuses, the guard of the first hears [`Verdict::Refused`].
-impl<A: Gate, B: Gate> Gate for (A, B) {
-    type Guard = (A::Guard, B::Guard);
+    const AWAITS_DATA: bool = false;
 
     #[inline]
-    fn admit(&self, head: &RequestHead<'_>, now: Instant) -> Admit<Self::Guard> {
-        match self.0.admit(head, now) {
-            Admit::Now(Ok(first)) => Held::new(first, now).pair(self.1.admit(head, now)),
-            Admit::Now(Err(rejected)) => Admit::Now(Err(rejected)),
-            Admit::Later(first) => {
-                let (gate, head) = (self.1.clone(), head.to_request());
-                Admit::Later(Box::pin(async move {
-                    let first = Held::new(first.await?, now);
-                    match first.pair(gate.admit(&RequestHead::from(&head), time::now())) {
-                        Admit::Now(both) => both,
-                        Admit::Later(both) => both.await,
-                    }
-                }))
-            }
-        }
-    }
-
-    fn outlook(&self, now: Instant) -> Outlook {
-        match (self.0.outlook(now), self.1.outlook(now)) {
-            (Outlook::Held, _) | (_, Outlook::Held) => Outlook::Held,
-            (Outlook::Refuses { until: a }, Outlook::Refuses { until: b }) => Outlook::Refuses {
-                // Both have to give way.
-                until: a.zip(b).map(|(a, b)| a.max(b)),
-            },
-            (refuses @ Outlook::Refuses { .. }, _) | (_, refuses @ Outlook::Refuses { .. }) => {
-                refuses
-            }
-            (Outlook::Probes, _) | (_, Outlook::Probes) => Outlook::Probes,
-            (Outlook::Admits, Outlook::Admits) => Outlook::Admits,
-        }
-    }
-}
-
-impl<A: Settle, B: Settle> Settle for (A, B) {
-    const DECORATES: bool = A::DECORATES || B::DECORATES;
-    const FOLLOWS: bool = A::FOLLOWS || B::FOLLOWS;
-
-    fn decorate(&mut self, headers: &mut HeaderMap) {
-        self.1.decorate(headers);
-        self.0.decorate(headers);
-    }
-
-    fn hear(&mut self, headers: &HeaderMap) {
-        self.1.hear(headers);
-        self.0.hear(headers);
-    }
-
-    fn first_data(&mut self, now: Instant) {
-        self.1.first_data(now);
-        self.0.first_data(now);
-    }
-
-    fn progress(&mut self, streamed: u64, now: Instant) -> Result<(), Rejected> {
-        let (mut first, mut second) = (Ok(()), Ok(()));
-        if B::FOLLOWS {
-            second = self.1.progress(streamed, now);
-        }
-        if A::FOLLOWS {
-            first = self.0.progress(streamed, now);
-        }
-        // Both hear it; of two refusals the one that admission would have met first counts.
-        first.and(second)
-    }
-
-    fn settle(&mut self, end: &End, now: Instant) {
-        self.1.settle(end, now);
-        self.0.settle(end, now);
-    }
-
-    fn finish(&mut self, end: &End, now: Instant) {
-        self.1.finish(end, now);
-        self.0.finish(end, now);
-    }
-}
-
-/// The guard of a first gate while the second decides, which may refuse, panic or never answer.
-struct Held<A: Settle> {
-    guard: Option<A>,
-    since: Instant,
-}
-
-impl<A: Settle> Held<A> {
-    #[inline]
-    fn new(guard: A, since: Instant) -> Self {
-        let guard = Some(guard);
-        Self { guard, since }
+    fn settle_untimed(&mut self, _: Verdict) -> bool {
+        true
     }
 
     #[inline]
-    fn pair<B: Settle>(self, second: Admit<B>) -> Admit<(A, B)> {
-        match second {
-            Admit::Now(second) => Admit::Now(self.join(second)),
-            Admit::Later(second) => Admit::Later(Box::pin(async { self.join(second.await) })),
-        }
-    }
-
-    #[inline]
-    fn join<B>(mut self, second: Result<B, Rejected>) -> Result<(A, B), Rejected> {
-        match second {
-            Ok(second) => Ok((self.guard.take().expect("held until joined"), second)),
-            Err(mut rejected) => {
-                if A::DECORATES
-                    && let Some(guard) = &mut self.guard
-                {
-                    guard.decorate(rejected.headers_mut());
-                }
-                let now = time::now();
-                self.settle(
-                    Verdict::Refused(rejected.reason()),
-                    now.saturating_duration_since(self.since),
-                    now,
-                );
-                Err(rejected)
-            }
-        }
-    }
-
-    fn settle(&mut self, verdict: Verdict, age: Duration, now: Instant) {
-        if let Some(mut guard) = self.guard.take() {
-            let end = End {
-                age,
-                ..End::new(verdict)
-            };
-            guard.finish(&end, now);
-        }
-    }
-}
-
-impl<A: Settle> Drop for Held<A> {
-    fn drop(&mut self) {
-        // Of no age: nothing was sent, so that nobody has waited for the service.
-        self.settle(Verdict::Canceled, Duration::ZERO, time::now());
-    }
+    fn settle(&mut self, _: &End, _: Instant) {}
 }
 
 /// Puts a gate in front of a service.
@@ -386,13 +252,22 @@ where
         let head = RequestHead::from(&request);
         // Before admission: a classifier that panics has nothing to give back.
         let judge = self.classify.start(&head);
-        let state = match self.gate.admit(&head, now) {
+        // Each future is written where it is returned: they are large.
+        match self.gate.admit(&head, now) {
             Admit::Now(Ok(guard)) => {
                 let watch = Watch::new(guard, judge, now).asked_with(request.method());
-                State::call(&mut self.inner, request, watch)
+                ResponseFuture {
+                    state: State::Called {
+                        // With the guard at hand, so that a panic in there settles it.
+                        inner: self.inner.call(request),
+                        watch: Some(watch),
+                    },
+                }
             }
-            Admit::Now(Err(rejected)) => State::Rejected {
-                rejected: Some(rejected),
+            Admit::Now(Err(rejected)) => ResponseFuture {
+                state: State::Rejected {
+                    rejected: Some(rejected),
+                },
             },
             Admit::Later(admission) => {
                 let clone = self.inner.clone();
@@ -404,12 +279,13 @@ where
                     judge,
                     since: now,
                 };
-                State::Waiting {
-                    waiting: Some(Box::new(waiting)),
+                ResponseFuture {
+                    state: State::Waiting {
+                        waiting: Some(Box::new(waiting)),
+                    },
                 }
             }
-        };
-        ResponseFuture { state }
+        }
     }
 }
 
@@ -446,24 +322,16 @@ struct Waiting<S, R, G, J> {
     since: Instant,
 }
 
-impl<S: Service<Request<R>>, R, G: Settle, J: Judge> State<S, R, G, J> {
-    /// Takes the guard before the service is called, so that a panic in there settles it.
-    #[inline]
-    fn call(service: &mut S, request: Request<R>, watch: Watch<G, J>) -> Self {
-        Self::Called {
-            inner: service.call(request),
-            watch: Some(watch),
-        }
-    }
-}
-
 impl<S: Service<Request<R>>, R, G: Settle, J: Judge> Waiting<S, R, G, J> {
     fn go(mut self, admitted: Result<G, Rejected>) -> State<S, R, G, J> {
         match admitted {
             Ok(guard) => {
                 let watch =
                     Watch::new(guard, self.judge, self.since).asked_with(self.request.method());
-                State::call(&mut self.service, self.request, watch)
+                State::Called {
+                    inner: self.service.call(self.request),
+                    watch: Some(watch),
+                }
             }
             Err(rejected) => State::Rejected {
                 rejected: Some(rejected),
@@ -499,17 +367,17 @@ where
             }
             StateProj::Waiting { .. } => unreachable!("left above"),
         };
-        let answer = ready!(inner.poll(cx));
-        // Out of the future, so that a judge that panics settles the guard here and now.
-        let mut watch = watch.take().expect("polled after completion");
-        Poll::Ready(match answer {
-            Ok(response) => Ok(watch.answer(response)),
-            Err(error) => {
+        match inner.poll(cx) {
+            Poll::Ready(Ok(response)) => Poll::Ready(Ok(Watch::answer_from(watch, response))),
+            Poll::Ready(Err(error)) => {
+                // Out of the future, so that a judge that panics settles the guard here and now.
+                let mut watch = watch.take().expect("polled after completion");
                 let mut error = error.into();
                 watch.fail(&mut error);
-                Err(error)
+                Poll::Ready(Err(error))
             }
-        })
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 

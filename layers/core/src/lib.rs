@@ -31,6 +31,11 @@
 //! minutes: in-flight counts are too low, latencies too short, and an error in mid-stream is never heard. So the guard
 //! moves into the body. That is written once, here, and generic: no box on the path of a request, and neighbours
 //! that are fused with [`gates`](gate::gates) share one future, one body and one reading of the clock each way.
+//!
+//! What layers cost a request that nothing happens to is mostly the clock and the moving of futures and answers from one
+//! to the next. So the clock is not read at the end for a guard that needs [no more than the verdict](settle::Settle::settle_untimed),
+//! what is only needed later lies behind a pointer, in [memory that other requests have left](spare), and a guard whose
+//! request has ended with its head is not moved into the body.
 
 pub mod attempt;
 pub mod classify;
@@ -48,9 +53,11 @@ pub mod respond;
 pub mod retry_after;
 pub mod settle;
 pub mod signal;
+pub mod spare;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod time;
+pub mod timer;
 
 /// A type-erased error, as Tower uses it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,11 +6,10 @@
 use std::{
     cell::LazyCell,
     error::Error,
-    fmt,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
     thread,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,11 +20,15 @@ use tokio::time::Instant;
 
 use crate::{
     BoxError,
-    classify::{Judge, Usage, Verdict},
+    classify::{Judge, Verdict},
     head::ResponseHead,
     reject::Rejected,
     time,
 };
+
+mod end;
+
+pub use self::end::End;
 
 /// Held while a request is in flight.
 #[diagnostic::on_unimplemented(
@@ -39,6 +42,9 @@ pub trait Settle: Send + 'static {
     /// Whether [`progress`](Self::progress) wants to hear how far the answer has come.
     const FOLLOWS: bool = false;
 
+    /// Whether [`first_data`](Self::first_data) does anything, for which a clock is read.
+    const AWAITS_DATA: bool = true;
+
     /// Adds to the headers of the answer, or of the refusal of a layer further in. Called at most once.
     fn decorate(&mut self, _headers: &mut HeaderMap) {}
 
@@ -46,7 +52,8 @@ pub trait Settle: Send + 'static {
     /// it may bring.
     fn hear(&mut self, _headers: &HeaderMap) {}
 
-    /// Hears of the first data of the answer. Called at most once, and never after the verdict.
+    /// Hears of the first data of the answer. Called at most once, never after the verdict, and never unless
+    /// [`AWAITS_DATA`](Self::AWAITS_DATA).
     fn first_data(&mut self, _now: Instant) {}
 
     /// Hears how many [pieces](Judge::streamed) the answer has had, after data that brought new ones: while the answer
@@ -61,48 +68,25 @@ pub trait Settle: Send + 'static {
         Ok(())
     }
 
-    /// Hears the verdict, while the body goes on. Called exactly once, unless [`finish`](Self::finish) is.
+    /// Hears the verdict alone: `true` if that is all it needs of the end, for which no clock is read then. As it is,
+    /// `false`.
+    ///
+    /// Called at most once, before [`settle`](Self::settle) and [`finish`](Self::finish). After `true`, neither need
+    /// follow, and one that does all the same, because a gate beside this one has asked for it, must change nothing.
+    #[inline]
+    fn settle_untimed(&mut self, _verdict: Verdict) -> bool {
+        false
+    }
+
+    /// Hears the verdict, while the body goes on. Called exactly once, unless [`finish`](Self::finish) is, or
+    /// [`settle_untimed`](Self::settle_untimed) was enough.
     fn settle(&mut self, end: &End, now: Instant);
 
     /// Hears the verdict as the request ends: the guard is dropped next. Exactly one of this and
-    /// [`settle`](Self::settle) is called.
+    /// [`settle`](Self::settle) is called, unless [`settle_untimed`](Self::settle_untimed) was enough.
     #[inline]
     fn finish(&mut self, end: &End, now: Instant) {
         self.settle(end, now);
-    }
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
-    /// What the attempt says about the service.
-    pub verdict: Verdict,
-    /// The tokens used, as far as the answer told before it ended.
-    pub usage: Option<Usage>,
-    /// The [pieces](Judge::streamed) of the answer that came, as far as the judge counts them.
-    pub streamed: u64,
-    /// The time since admission.
-    pub age: Duration,
-}
-
-impl End {
-    /// At once, and before anything came of the answer.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use palisade_core::{classify::Verdict, settle::End};
-    ///
-    /// let age = Duration::from_secs(1);
-    /// let end = End { age, ..End::new(Verdict::TimedOut) };
-    /// assert_eq!((end.usage, end.streamed), (None, 0));
-    /// ```
-    pub const fn new(verdict: Verdict) -> Self {
-        Self {
-            verdict,
-            usage: None,
-            streamed: 0,
-            age: Duration::ZERO,
-        }
     }
 }
 
@@ -119,6 +103,8 @@ pub struct Watch<G: Settle, J: Judge> {
     since: Instant,
     answered: bool,
     bodiless: bool,
+    /// Whether the guard was asked if the verdict alone is enough.
+    asked: bool,
 }
 
 impl<G: Settle, J: Judge> Watch<G, J> {
@@ -131,6 +117,7 @@ impl<G: Settle, J: Judge> Watch<G, J> {
             since,
             answered: false,
             bodiless: false,
+            asked: false,
         }
     }
 
@@ -145,11 +132,52 @@ impl<G: Settle, J: Judge> Watch<G, J> {
     /// Hears the head, and goes on inside the body.
     #[inline]
     pub fn answer<B: Body>(mut self, mut response: Response<B>) -> Response<ResponseBody<B, G, J>> {
+        self.hear(&mut response);
+        response.map(|inner| ResponseBody::new(inner, self))
+    }
+
+    /// As [`answer`](Self::answer), from where a future keeps it: moved only if the answer goes on, and gone from there
+    /// in any case, so that a judge that panics settles the guard here and now.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[inline]
+    pub(crate) fn answer_from<B: Body>(
+        slot: &mut Option<Self>,
+        mut response: Response<B>,
+    ) -> Response<ResponseBody<B, G, J>> {
+        let slot = Emptied(slot);
+        let watch = slot.0.as_mut().expect("polled after completion");
+        watch.hear(&mut response);
+        let watch = watch.leave();
+        response.map(|inner| ResponseBody::new(inner, watch))
+    }
+
+    /// What goes on; nothing is moved of what has ended.
+    #[inline]
+    fn leave(&mut self) -> Self {
+        let (guard, judge) = match self.guard {
+            None => (None, None),
+            Some(_) => (self.guard.take(), self.judge.take()),
+        };
+        Self {
+            guard,
+            judge,
+            since: self.since,
+            answered: self.answered,
+            bodiless: self.bodiless,
+            asked: self.asked,
+        }
+    }
+
+    #[inline]
+    fn hear<B: Body>(&mut self, response: &mut Response<B>) {
         let now = Now::new(time::now);
         if let Some(guard) = &mut self.guard {
             guard.hear(response.headers());
         }
-        let head = ResponseHead::from(&response);
+        let head = ResponseHead::from(&*response);
         if let Some(verdict) = self.judge.as_mut().and_then(|judge| judge.head(&head)) {
             self.tell(&now, verdict);
         }
@@ -161,10 +189,6 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         if self.bodiless || response.body().is_end_stream() {
             self.end(&now, None);
         }
-        response.map(|inner| ResponseBody {
-            source: Source::Open { inner },
-            watch: self,
-        })
     }
 
     /// Hears that there will be no more. A [`Rejected`] gets the headers that the answer would have got.
@@ -198,7 +222,7 @@ impl<G: Settle, J: Judge> Watch<G, J> {
         let (Some(judge), Some(guard)) = (&self.judge, &mut self.guard) else {
             return false;
         };
-        if !self.answered && !data.is_empty() && judge.begun() {
+        if G::AWAITS_DATA && !self.answered && !data.is_empty() && judge.begun() {
             self.answered = true;
             guard.first_data(**now);
         }
@@ -234,6 +258,9 @@ impl<G: Settle, J: Judge> Watch<G, J> {
     }
 
     fn tell(&mut self, now: &Now, verdict: Verdict) {
+        if self.heard(verdict) {
+            return;
+        }
         if let Some(end) = self.over(now, verdict)
             && let Some(guard) = &mut self.guard
         {
@@ -242,12 +269,36 @@ impl<G: Settle, J: Judge> Watch<G, J> {
     }
 
     fn finish(&mut self, now: &Now, verdict: Verdict) {
-        // Both are taken first, so that a guard that panics is not told again by the drop.
-        if let Some(end) = self.over(now, verdict)
-            && let Some(mut guard) = self.guard.take()
-        {
+        if self.heard(verdict) {
+            self.guard = None;
+            return;
+        }
+        // Gone whatever happens; and the judge is already, so that a guard that panics is not told again by the drop.
+        let Some(end) = self.over(now, verdict) else {
+            return;
+        };
+        let guard = Emptied(&mut self.guard);
+        if let Some(guard) = guard.0 {
             guard.finish(&end, **now);
         }
+    }
+
+    /// Tells the guard the verdict: whether that was all it needs.
+    #[inline]
+    fn heard(&mut self, verdict: Verdict) -> bool {
+        // One that panics here has not been told, and is told by the drop: not here, as it could panic again, whether
+        // the drop is part of the panic or comes long after it.
+        let enough = self.judge.is_some()
+            && !mem::replace(&mut self.asked, true)
+            && !thread::panicking()
+            && self
+                .guard
+                .as_mut()
+                .is_some_and(|guard| guard.settle_untimed(verdict));
+        if enough {
+            self.judge = None;
+        }
+        enough
     }
 
     fn over(&mut self, now: &Now, verdict: Verdict) -> Option<End> {
@@ -267,6 +318,16 @@ impl<G: Settle, J: Judge> Watch<G, J> {
             streamed,
             age,
         })
+    }
+}
+
+/// Empties a place when it is done with, also while a panic unwinds: what was in it need not be moved for that.
+struct Emptied<'a, T>(&'a mut Option<T>);
+
+impl<T> Drop for Emptied<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.0 = None;
     }
 }
 
@@ -315,6 +376,14 @@ enum Source<B> {
     },
     /// The guard has refused the rest, and the reader is still to hear so.
     Cut { error: Option<BoxError> },
+}
+
+impl<B, G: Settle, J: Judge> ResponseBody<B, G, J> {
+    #[inline]
+    fn new(inner: B, watch: Watch<G, J>) -> Self {
+        let source = Source::Open { inner };
+        Self { source, watch }
+    }
 }
 
 impl<B, G, J> Body for ResponseBody<B, G, J>

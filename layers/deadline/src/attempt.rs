@@ -24,6 +24,7 @@ use crate::{
     life::{Life, Pings},
     limits::{After, Limits},
     tally::{Mode, Tally},
+    watch::Watch,
 };
 
 /// Fails attempts that are silent for too long, or take too long.
@@ -216,24 +217,25 @@ impl AttemptTimeoutLayer {
             state,
             quick,
         } = &*self.shared;
-        let mut limits = Limits::new(tally.clone(), now, Limit::Total);
+        tally.arrive();
+        let mut limits = Limits::new(now, Limit::Total);
         match quick.get() {
             Some(spans) => [limits.first, limits.idle, limits.whole] = spans,
-            None => state.load().adapt(&mut limits, extensions),
+            None => state.load().adapt(&mut limits, tally, extensions),
         }
         limits
     }
 }
 
 impl State {
-    fn adapt(&self, limits: &mut Limits, extensions: &Extensions) {
+    fn adapt(&self, limits: &mut Limits, tally: &Tally, extensions: &Extensions) {
         let now = limits.since;
         limits.life = Life::new(self.timeouts.pings);
         limits.idle = self.timeouts.idle.map_or(After::NEVER, After::new);
-        if let Some((by, samples)) = by(&self.first_byte, Limit::FirstByte, now, &limits.tally) {
+        if let Some((by, samples)) = by(&self.first_byte, Limit::FirstByte, now, tally) {
             (limits.first, limits.samples.first) = (by, samples);
         }
-        if let Some((by, samples)) = by(&self.total, Limit::Total, now, &limits.tally) {
+        if let Some((by, samples)) = by(&self.total, Limit::Total, now, tally) {
             (limits.whole, limits.samples.whole) = (by, samples);
         }
         if self.timeouts.keep == Keep::Deadline
@@ -291,7 +293,8 @@ where
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
         let limits = self.layer.limits(request.extensions(), time::now());
-        DeadlineFuture::new(self.inner.call(request), limits)
+        let watch = Watch::new(&self.layer.shared.tally, limits);
+        DeadlineFuture::new(self.inner.call(request), watch)
     }
 }
 

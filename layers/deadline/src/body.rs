@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use palisade_core::BoxError;
 use pin_project::pin_project;
 
-use crate::{limits::Limits, timer::Timer};
+use crate::watch::Watch;
 
 /// A response body that fails when its time is over.
 #[pin_project]
@@ -17,23 +17,26 @@ pub struct DeadlineBody<B> {
     /// `None` once it was late: what it holds is let go there and then.
     #[pin]
     inner: Option<B>,
-    #[pin]
-    timer: Timer,
-    limits: Limits,
+    watch: Watch,
 }
 
 impl<B: Body> DeadlineBody<B> {
     #[inline]
-    pub(crate) fn answer(response: Response<B>, mut limits: Limits) -> Response<Self> {
-        limits.head(&response);
-        if response.body().is_end_stream() {
-            limits.end();
-        }
-        response.map(|inner| Self {
+    pub(crate) fn new(inner: B, watch: Watch) -> Self {
+        Self {
             inner: Some(inner),
-            timer: Timer::new(),
-            limits,
-        })
+            watch,
+        }
+    }
+
+    /// Hears the head of what is going to be one.
+    #[inline]
+    pub(crate) fn hear(response: &Response<B>, watch: &mut Watch) {
+        watch.limits().head(response);
+        if response.body().is_end_stream() {
+            watch.end();
+        }
+        watch.rest();
     }
 }
 
@@ -50,7 +53,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
-        let limits = this.limits;
+        let watch = this.watch;
+        let limits = watch.limits();
         let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
@@ -65,24 +69,13 @@ where
                 }
                 // What ends with this frame has ended, and only something later than the limit is late.
                 let error = if frame.is_trailers() || inner.is_end_stream() {
-                    limits.end();
+                    watch.end();
                     None
                 } else {
-                    loop {
-                        match limits.late() {
-                            None => break None,
-                            Some(limit) => match limits.reach(limit) {
-                                None => {}
-                                error => break error,
-                            },
-                        }
-                    }
+                    watch.late()
                 };
                 let Some(error) = error else {
-                    // The next silence would only have to make another.
-                    if limits.is_free() && limits.idle.is_never() {
-                        this.timer.stop();
-                    }
+                    watch.rest();
                     return Poll::Ready(Some(Ok(frame)));
                 };
                 error
@@ -92,12 +85,12 @@ where
                 return Poll::Ready(Some(Err(error.into())));
             }
             Poll::Ready(None) => {
-                limits.end();
+                watch.end();
                 return Poll::Ready(None);
             }
             Poll::Pending => {
                 limits.wait();
-                ready!(limits.elapse(this.timer.as_mut(), cx))
+                ready!(watch.elapse(cx))
             }
         };
         this.inner.set(None);
@@ -124,17 +117,18 @@ impl<B> fmt::Debug for DeadlineBody<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{cell::Cell, future::poll_fn, sync::Arc, time::Duration};
 
     use bytes::Bytes;
-    use http_body_util::channel::Channel;
+    use http_body_util::{BodyExt, Empty, channel::Channel};
     use palisade_core::time;
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
     use crate::{
         error::Limit,
-        limits::After,
+        future::DeadlineFuture,
+        limits::{After, Limits},
         tally::{Mode, Tally},
     };
 
@@ -147,10 +141,12 @@ mod tests {
             (second, second, true),
         ] {
             let tally = Arc::new(Tally::new("x".into(), Mode::Enforce));
-            let mut limits = Limits::new(tally, time::now(), Limit::Total);
+            let mut limits = Limits::new(time::now(), Limit::Total);
             (limits.first, limits.idle) = (first, idle);
             let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
-            let response = DeadlineBody::answer(Response::new(body), limits);
+            let (response, mut watch) = (Response::new(body), Watch::new(&tally, limits));
+            DeadlineBody::hear(&response, &mut watch);
+            let response = response.map(|body| DeadlineBody::new(body, watch));
             let mut body = task::spawn(Box::pin(response.into_body()));
             for _ in 0..2 {
                 assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
@@ -158,7 +154,47 @@ mod tests {
                 let frame = assert_ready!(body.enter(|cx, body| body.poll_frame(cx)));
                 assert!(frame.unwrap().unwrap().is_data());
             }
-            assert_eq!(body.timer.is_made(), is_kept, "{first:?} {idle:?}");
+            assert_eq!(body.watch.has_timer(), is_kept, "{first:?} {idle:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_waits_with_the_timer_of_its_future_as_long_as_it_may_need_one() {
+        let second = After::new(Duration::from_secs(1));
+        for (first, whole, ends, goes_along) in [
+            (second, After::NEVER, false, true),
+            (After::NEVER, second, false, true),
+            (After::NEVER, second, true, false),
+            (After::NEVER, After::NEVER, false, false),
+        ] {
+            let tally = Arc::new(Tally::new("x".into(), Mode::Enforce));
+            let mut limits = Limits::new(time::now(), Limit::Total);
+            (limits.first, limits.whole) = (first, whole);
+            let answer = Cell::new(None);
+            let call = poll_fn(|_| match answer.take() {
+                Some(answer) => Poll::Ready(Ok::<_, BoxError>(answer)),
+                None => Poll::Pending,
+            });
+            let mut call = task::spawn(DeadlineFuture::new(call, Watch::new(&tally, limits)));
+            assert_pending!(call.poll());
+            let (_sender, body) = Channel::<Bytes, BoxError>::new(1);
+            let body = match ends {
+                true => Empty::new().map_err(BoxError::from).boxed(),
+                false => body.boxed(),
+            };
+            answer.set(Some(Response::new(body)));
+            let response = assert_ready!(call.poll()).unwrap();
+            let seen = response.body().watch.has_timer();
+            assert_eq!(seen, goes_along, "{first:?} {whole:?} {ends}");
+            drop(call);
+            let mut body = task::spawn(Box::pin(response.into_body()));
+            if goes_along {
+                assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
+                tokio::time::advance(Duration::from_secs(1)).await;
+                assert!(body.is_woken());
+                let late = assert_ready!(body.enter(|cx, body| body.poll_frame(cx)));
+                assert!(late.is_some_and(|late| late.is_err()));
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use palisade_core::{BoxError, classify::Unsent, time};
+use palisade_core::{BoxError, classify::Unsent, time, timer::Timer};
 use pin_project::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -19,7 +19,6 @@ use crate::{
     error::{Awaited, Elapsed, Limit},
     handle::{Handle, Shared},
     tally::{Mode, Tally, Why},
-    timer::Timer,
 };
 
 /// Fails connections that take too long, name resolution and TLS included.

@@ -22,6 +22,7 @@ use crate::{
     limits::{After, Limits},
     median::{Median, Need},
     tally::{Mode, Tally},
+    watch::Watch,
 };
 
 /// Ends requests, heads and bodies, at their deadline.
@@ -122,13 +123,13 @@ impl Settings for Deadlines {}
 
 impl State {
     /// Has the time of a request measured, unless it is refused for what is known.
-    fn watch(&self, limits: &mut Limits, now: Instant) -> Option<Refusal> {
+    fn watch(&self, limits: &mut Limits, tally: &Tally, now: Instant) -> Option<Refusal> {
         let median = self.median.as_ref()?;
         limits.samples = median.samples();
         if limits.whole.is_never() {
             return None;
         }
-        let hopeless = median.refuses(limits.whole.get(), now, &limits.tally);
+        let hopeless = median.refuses(limits.whole.get(), now, tally);
         hopeless.map(Refusal::Hopeless)
     }
 }
@@ -273,7 +274,8 @@ where
             Err(refusal) => DeadlineFuture::refused(refusal, self.layer.shared.tally.clone()),
             Ok(limits) => {
                 self.layer.tell(&mut request, &limits);
-                DeadlineFuture::new(self.inner.call(request), limits)
+                let watch = Watch::new(&self.layer.shared.tally, limits);
+                DeadlineFuture::new(self.inner.call(request), watch)
             }
         }
     }
@@ -300,13 +302,14 @@ impl DeadlineLayer {
         let asked = header.and_then(|header| header.read(request.headers()));
         let outer = request.extensions().get::<Deadline>();
 
-        let mut limits = Limits::new(tally.clone(), now, Limit::Deadline);
+        tally.arrive();
+        let mut limits = Limits::new(now, Limit::Deadline);
         let own = asked.map_or(or, After::new).min(at_most);
         limits.whole = own.min(span(outer.map(|outer| outer.remaining(now))));
         let passed = limits.whole == After::new(Duration::ZERO);
         let refusal = passed.then_some(Refusal::Passed);
         let refusal = match state {
-            Some(state) => refusal.or_else(|| state.watch(&mut limits, now)),
+            Some(state) => refusal.or_else(|| state.watch(&mut limits, tally, now)),
             None => refusal,
         };
         match (refusal, tally.mode()) {
@@ -325,7 +328,7 @@ impl DeadlineLayer {
     fn tell<R>(&self, request: &mut Request<R>, limits: &Limits) {
         if self.propagate == Propagate::Nothing
             || limits.whole.is_never()
-            || limits.tally.mode() == Mode::Shadow
+            || self.shared.tally.mode() == Mode::Shadow
         {
             return;
         }

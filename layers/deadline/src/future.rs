@@ -13,9 +13,8 @@ use pin_project::pin_project;
 use crate::{
     body::DeadlineBody,
     error::{Awaited, Elapsed, Hopeless, Limit},
-    limits::Limits,
     tally::{Tally, Why},
-    timer::Timer,
+    watch::Watch,
 };
 
 /// The future of [`DeadlineService`](crate::DeadlineService) and of [`AttemptTimeout`](crate::AttemptTimeout).
@@ -30,10 +29,8 @@ enum State<F> {
     Called {
         #[pin]
         inner: F,
-        #[pin]
-        timer: Timer,
         /// Until there is an answer.
-        limits: Option<Limits>,
+        watch: Option<Watch>,
     },
     Refused {
         refusal: Refusal,
@@ -71,35 +68,18 @@ impl Refusal {
 
 impl<F> DeadlineFuture<F> {
     #[inline]
-    pub(crate) fn new(inner: F, limits: Limits) -> Self {
-        let state = State::Called {
-            inner,
-            timer: Timer::new(),
-            limits: Some(limits),
-        };
-        Self { state }
+    pub(crate) fn new(inner: F, watch: Watch) -> Self {
+        Self {
+            state: State::Called {
+                inner,
+                watch: Some(watch),
+            },
+        }
     }
 
     pub(crate) fn refused(refusal: Refusal, tally: Arc<Tally>) -> Self {
         let state = State::Refused { refusal, tally };
         Self { state }
-    }
-}
-
-impl Limits {
-    /// Waits for the next limit that ends the request, if there is one.
-    pub(crate) fn elapse(
-        &mut self,
-        mut timer: Pin<&mut Timer>,
-        cx: &mut Context<'_>,
-    ) -> Poll<BoxError> {
-        while let Some((at, limit)) = self.next() {
-            ready!(timer.as_mut().poll(cx, at));
-            if let Some(error) = self.reach(limit) {
-                return Poll::Ready(error);
-            }
-        }
-        Poll::Pending
     }
 }
 
@@ -114,19 +94,21 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         let error = match state.as_mut().project() {
-            StateProj::Called {
-                inner,
-                timer,
-                limits,
-            } => {
-                if let Poll::Ready(answer) = inner.poll(cx) {
-                    let limits = limits.take().expect("polled after completion");
-                    let answer = answer.map_err(Into::into)?;
-                    return Poll::Ready(Ok(DeadlineBody::answer(answer, limits)));
+            StateProj::Called { inner, watch } => match inner.poll(cx) {
+                Poll::Ready(Ok(answer)) => {
+                    let mut watch = watch.take().expect("polled after completion");
+                    DeadlineBody::hear(&answer, &mut watch);
+                    return Poll::Ready(Ok(answer.map(|inner| DeadlineBody::new(inner, watch))));
                 }
-                let limits = limits.as_mut().expect("polled after completion");
-                ready!(limits.elapse(timer, cx))
-            }
+                Poll::Ready(Err(error)) => {
+                    *watch = None;
+                    return Poll::Ready(Err(error.into()));
+                }
+                Poll::Pending => {
+                    let watch = watch.as_mut().expect("polled after completion");
+                    ready!(watch.elapse(cx))
+                }
+            },
             StateProj::Refused { refusal, tally } => {
                 tally.ends(refusal.why());
                 refusal.rejected().into()

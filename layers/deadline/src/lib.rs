@@ -95,10 +95,12 @@
 //!
 //! # Design
 //!
-//! No allocation unless [`Propagate`] asks for one. The timer is made when the inner future or body has to be
-//! waited for, so that an answer that is there at once costs one reading of the clock; it is moved when it fires and
-//! not with each frame. A body that always has a frame at hand never lets a timer speak: therefore the clock is read
-//! with each frame that leaves the body open and could be late. Timers need a Tokio runtime.
+//! No allocation unless [`Propagate`] asks for one, once requests that are over have left
+//! [memory](palisade_core::spare) on the thread. The timer is made when the inner future or body has to be waited for,
+//! so that an answer that is there at once costs one reading of the clock; it is moved when it fires and not with each
+//! frame, and goes with the answer, whose body waits for the same. A body that always has a frame at hand never lets a
+//! timer speak: therefore the clock is read with each frame that leaves the body open and could be late. Timers need a
+//! Tokio runtime: the one in which a request is first waited for has to run until its body is over.
 //!
 //! The clock of an attempt runs from its call. Envoy starts it when the request has been received, because it reads
 //! requests from slow callers; to know that here, the body of each request would have to be wrapped and watched.
@@ -127,7 +129,7 @@ mod median;
 mod metrics;
 mod samples;
 mod tally;
-mod timer;
+mod watch;
 
 pub use self::{
     adaptive::{Adaptive, Timeout},

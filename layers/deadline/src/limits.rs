@@ -1,6 +1,6 @@
 //! What holds for one request.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use http::Response;
 use http_body::Frame;
@@ -16,7 +16,6 @@ use crate::{
 
 /// The limits of one request, carried from its future into its body: small, as it is moved a few times.
 pub(crate) struct Limits {
-    pub(crate) tally: Arc<Tally>,
     pub(crate) since: Instant,
     /// How long after the call the first data have to be there.
     pub(crate) first: After,
@@ -72,10 +71,8 @@ enum Stage {
 
 impl Limits {
     #[inline]
-    pub(crate) fn new(tally: Arc<Tally>, since: Instant, whole_is: Limit) -> Self {
-        tally.arrive();
+    pub(crate) fn new(since: Instant, whole_is: Limit) -> Self {
         Self {
-            tally,
             since,
             first: After::NEVER,
             whole: After::NEVER,
@@ -179,8 +176,8 @@ impl Limits {
     }
 
     /// The error that ends the request at this limit; `None` if it goes on without it.
-    pub(crate) fn reach(&mut self, limit: Limit) -> Option<BoxError> {
-        if !self.tally.ends(Why::Elapsed(limit)) {
+    pub(crate) fn reach(&mut self, limit: Limit, tally: &Tally) -> Option<BoxError> {
+        if !tally.ends(Why::Elapsed(limit)) {
             self.forgive(limit);
             return None;
         }

@@ -1,6 +1,6 @@
 //! What becomes of one request whose service may fail.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc};
+use std::{cell::RefCell, future::poll_fn, pin::Pin, sync::Arc, thread::LocalKey};
 
 use http::{Request, Response, header::CONTENT_TYPE};
 use http_body::Body;
@@ -13,6 +13,7 @@ use palisade_core::{
     reject::Rejected,
     replay::{ReplayBody, Tape},
     retry_after::{Pushback, pushback},
+    spare::{Reuse, Shelf, Spare},
 };
 
 use crate::{
@@ -30,7 +31,7 @@ pub(crate) struct Plan<B, C> {
     classify: C,
     steer: Steer,
     /// The request as it came, without its body; empty if no alternative wants it.
-    head: Request<()>,
+    head: Spare<Head>,
     /// `None` if no alternative wants it.
     body: Option<Tape<B>>,
     deadline: Option<Deadline>,
@@ -38,6 +39,23 @@ pub(crate) struct Plan<B, C> {
     attempts: Option<Attempts>,
     /// Somebody on the way has spent attempts of its own.
     gave_up: bool,
+}
+
+/// A request without its body: too large to be moved around with the future.
+#[derive(Default)]
+struct Head {
+    request: Request<()>,
+}
+
+impl Reuse for Head {
+    fn shelf() -> &'static LocalKey<Shelf<Self>> {
+        thread_local!(static SHELF: Shelf<Head> = const { RefCell::new(Vec::new()) });
+        &SHELF
+    }
+
+    fn clear(mut self: Pin<&mut Self>) {
+        self.request = Request::default();
+    }
 }
 
 /// What follows a failure.
@@ -58,11 +76,10 @@ impl<B: Body, C: Classify> Plan<B, C> {
         classify: &C,
         request: Request<B>,
     ) -> (Self, Request<ReplayBody<B>>) {
-        let head = if policy.keeps_head() {
-            RequestHead::from(&request).to_request()
-        } else {
-            Request::new(())
-        };
+        let mut head = Spare::<Head>::new();
+        if policy.keeps_head() {
+            head.get().request = RequestHead::from(&request).to_request();
+        }
         let deadline = request.extensions().get().copied();
         let (parts, body) = request.into_parts();
         let (tape, body) = if policy.keeps_body() {
@@ -121,7 +138,7 @@ impl<B: Body, C: Classify> Plan<B, C> {
         for (at, alternative) in alternatives {
             let asks = matches!(alternative.kind, Kind::Service { .. });
             if asks && !self.body.as_ref().is_some_and(Tape::can_replay)
-                || !alternative.applies(&RequestHead::from(&self.head))
+                || !alternative.applies(&RequestHead::from(&self.head.request))
             {
                 continue;
             }
@@ -132,7 +149,9 @@ impl<B: Body, C: Classify> Plan<B, C> {
             let answer = match &alternative.kind {
                 Kind::Service { .. } => return Some(Next::Ask(at)),
                 Kind::Value(answer) => Some((**answer).clone()),
-                Kind::Function(function) => function(&RequestHead::from(&self.head), failure),
+                Kind::Function(function) => {
+                    function(&RequestHead::from(&self.head.request), failure)
+                }
             };
             if let Some(answer) = answer {
                 let mut response = answer.into_response();
@@ -145,7 +164,7 @@ impl<B: Body, C: Classify> Plan<B, C> {
 
     /// Remembers that whoever failed has asked as often as is good.
     fn note(&mut self, failure: &Failure<'_>) {
-        let outside = self.head.extensions().get::<Attempts>();
+        let outside = self.head.request.extensions().get::<Attempts>();
         let attempts = self.attempts.as_ref().or(outside);
         let answer = failure.answer.map(|head| head.headers);
         let answer = answer.is_some_and(|headers| {
@@ -183,7 +202,7 @@ impl<B: Body, C: Classify> Plan<B, C> {
             .body
             .as_ref()
             .expect("kept while services may be asked");
-        let mut request = self.head.clone().map(|()| tape.play());
+        let mut request = self.head.request.clone().map(|()| tape.play());
         // Of its own: what the service before gave up, a retry in here has not.
         if let Some(attempts) = request.extensions_mut().get_mut::<Attempts>() {
             *attempts = Attempts::default();
@@ -202,7 +221,7 @@ impl<B: Body, C: Classify> Plan<B, C> {
     }
 
     fn is_grpc(&self) -> bool {
-        let kind = self.head.headers().get(CONTENT_TYPE);
+        let kind = self.head.request.headers().get(CONTENT_TYPE);
         kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
     }
 }

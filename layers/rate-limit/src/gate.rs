@@ -4,11 +4,13 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use palisade_core::{
+    classify::Verdict,
     gate::{Admit, Gate},
     head::RequestHead,
     key::ExtractKey,
     reject::Rejected,
     settle::{End, Settle},
+    spare::Spare,
     time,
 };
 use tokio::time::Instant;
@@ -153,30 +155,40 @@ impl fmt::Debug for RateLimit {
 /// What one request took, until it has ended. Dropped without a verdict, it keeps all but places in flight.
 pub struct Reservation {
     /// `None` if there is nothing to say and nothing to give back.
-    limits: Option<Arc<Limits>>,
-    order: Order,
+    kept: Option<Kept>,
     /// Not before all rules have said yes: dropped until then, it gives all back.
     decided: bool,
 }
 
+/// What is to be said of an order, or given back.
+struct Kept {
+    limits: Arc<Limits>,
+    order: Spare<Order>,
+}
+
+impl Kept {
+    fn new(limits: Arc<Limits>, order: Order) -> Self {
+        let mut spare = Spare::<Order>::new();
+        *spare.get() = order;
+        let order = spare;
+        Self { limits, order }
+    }
+}
+
 impl Reservation {
-    /// Of nothing, yet.
+    /// Of which nobody has to hear any more.
     #[inline]
-    pub(crate) fn empty() -> Self {
-        Self::new(None, Order::default())
-    }
-
-    /// Hears of its end from now on, if somebody has to.
-    #[inline]
-    pub(crate) fn keep(&mut self, limits: Option<Arc<Limits>>) {
-        self.limits = limits;
-    }
-
-    #[inline]
-    pub(crate) fn new(limits: Option<Arc<Limits>>, order: Order) -> Self {
+    pub(crate) fn done() -> Self {
         Self {
-            limits,
-            order,
+            kept: None,
+            decided: true,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn new(limits: Arc<Limits>, order: Order) -> Self {
+        Self {
+            kept: Some(Kept::new(limits, order)),
             decided: true,
         }
     }
@@ -184,8 +196,7 @@ impl Reservation {
     /// Holds what was taken so far while the rest is asked for.
     pub(crate) fn held(limits: Arc<Limits>, order: Order) -> Self {
         Self {
-            limits: Some(limits),
-            order,
+            kept: Some(Kept::new(limits, order)),
             decided: false,
         }
     }
@@ -195,44 +206,53 @@ impl Reservation {
         self
     }
 
+    /// `None` if nobody has to hear of it.
     #[inline]
-    pub(crate) fn order(&mut self) -> &mut Order {
-        &mut self.order
+    pub(crate) fn order(&mut self) -> Option<&mut Order> {
+        self.kept.as_mut().map(|kept| kept.order.get())
     }
 
     /// Gives back what is held, and keeps what is known of the request.
     pub(crate) fn give_back(mut self) -> Order {
-        if let Some(limits) = self.limits.take() {
-            limits.cancel_here(&self.order);
-        }
-        mem::take(&mut self.order)
+        let Some(Kept { limits, mut order }) = self.kept.take() else {
+            return Order::default();
+        };
+        limits.cancel_here(&order);
+        mem::take(order.get())
     }
 }
 
 impl Settle for Reservation {
     const DECORATES: bool = true;
     const FOLLOWS: bool = true;
+    const AWAITS_DATA: bool = false;
 
     fn decorate(&mut self, headers: &mut HeaderMap) {
-        if let Some(limits) = &self.limits
+        if let Some(Kept { limits, order }) = &self.kept
             && limits.headers == Headers::Standard
         {
-            limits.write(&self.order, None, headers, time::now());
+            limits.write(order, None, headers, time::now());
         }
     }
 
     #[inline]
     fn progress(&mut self, streamed: u64, now: Instant) -> Result<(), Rejected> {
-        match &self.limits {
-            Some(limits) => limits.progress(&mut self.order, streamed, now),
+        match &mut self.kept {
+            Some(Kept { limits, order }) => limits.progress(order.get(), streamed, now),
             None => Ok(()),
         }
     }
 
     #[inline]
+    fn settle_untimed(&mut self, _: Verdict) -> bool {
+        let kept = self.kept.as_ref();
+        kept.is_none_or(|kept| !kept.limits.settles())
+    }
+
+    #[inline]
     fn settle(&mut self, end: &End, now: Instant) {
-        if let Some(limits) = &self.limits {
-            limits.settle(&mut self.order, end, now);
+        if let Some(Kept { limits, order }) = &mut self.kept {
+            limits.settle(order.get(), end, now);
         }
     }
 }
@@ -240,11 +260,11 @@ impl Settle for Reservation {
 impl Drop for Reservation {
     #[inline]
     fn drop(&mut self) {
-        if let Some(limits) = &self.limits {
+        if let Some(Kept { limits, order }) = &self.kept {
             if self.decided {
-                limits.end(&self.order);
+                limits.end(order);
             } else {
-                limits.cancel(&self.order);
+                limits.cancel(order);
             }
         }
     }

@@ -275,6 +275,7 @@ impl fmt::Debug for Budget {
 }
 
 /// What the attempts of one request are paid from. Dropped, it gives back what was taken for one that has not begun.
+#[derive(Default)]
 pub(crate) struct Purse {
     shared: Option<Arc<Shared>>,
     /// Whether it is the only one of its budget.

@@ -117,8 +117,8 @@
 //! and one in trailers behind a head is the caller's. To wait for the first message instead would keep the head from
 //! callers that write only once they have it.
 //!
-//! A request that may not be sent again allocates nothing. One that may costs four allocations for
-//! [`Attempts`](palisade_core::attempt::Attempts) in empty extensions, one for a body that is not empty, and what it costs
+//! A request that may not be sent again allocates nothing. One that may costs three allocations for
+//! the place of [`Attempts`](palisade_core::attempt::Attempts) in empty extensions, one for a body that is not empty, and what it costs
 //! to clone its head: two when there are headers. Limits and budgets of any kind add none.
 //!
 //! What an attempt reads is shared behind a lock and not handed on when that attempt is dropped: an HTTP/2 connection may

@@ -1,6 +1,12 @@
 //! What becomes of one request that may be sent more than once.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    pin::{Pin, pin},
+    sync::Arc,
+    thread::LocalKey,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, header::CONTENT_TYPE, response};
@@ -14,6 +20,7 @@ use palisade_core::{
     peek::{Peeked, PeekedBody, drain},
     reject::Rejected,
     replay::{ReplayBody, Tape},
+    spare::{Reuse, Shelf, Spare},
     time,
 };
 use tokio::time::Instant;
@@ -35,10 +42,15 @@ pub(crate) struct Plan<S, C, B> {
     pub(crate) classify: C,
     pub(crate) policy: Arc<Policy>,
     repeat: Repeat,
-    /// The request as it came, without its body.
-    head: Request<()>,
     pub(crate) body: Tape<B>,
     attempts: Attempts,
+    course: Spare<Course>,
+}
+
+/// The request as it came, and how far it has got: too large to be moved around with the future.
+struct Course {
+    /// Without its body.
+    head: Request<()>,
     purse: Purse,
     /// No attempt begins that would not be over by then: the deadline of the layer, or the caller's.
     deadline: Option<Instant>,
@@ -48,8 +60,34 @@ pub(crate) struct Plan<S, C, B> {
     attempt: u32,
     progress: Progress,
     /// What the attempt before has ended with.
-    pub(crate) because: Verdict,
+    because: Verdict,
     was_unsent: bool,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self {
+            head: Request::default(),
+            purse: Purse::default(),
+            deadline: None,
+            since: None,
+            attempt: 1,
+            progress: Progress::default(),
+            because: Verdict::Success,
+            was_unsent: false,
+        }
+    }
+}
+
+impl Reuse for Course {
+    fn shelf() -> &'static LocalKey<Shelf<Self>> {
+        thread_local!(static SHELF: Shelf<Course> = const { RefCell::new(Vec::new()) });
+        &SHELF
+    }
+
+    fn clear(mut self: Pin<&mut Self>) {
+        *self = Self::default();
+    }
 }
 
 /// What follows an attempt.
@@ -87,34 +125,41 @@ impl<S, C, B: Body> Plan<S, C, B> {
         let (parts, body) = request.into_parts();
         let body = Tape::new(body, policy.replay_up_to);
         let request = Request::from_parts(parts, body.play());
+        let mut course = Spare::<Course>::new();
+        let Course {
+            head: as_it_came,
+            purse: paid_from,
+            deadline: by,
+            ..
+        } = course.get();
+        (*as_it_came, *paid_from, *by) = (head, purse, deadline);
         let plan = Self {
             service,
             classify: classify.clone(),
             policy: policy.clone(),
             repeat,
-            head,
             body,
             attempts,
-            purse,
-            deadline,
-            since: None,
-            attempt: 1,
-            progress: Progress::default(),
-            because: Verdict::Success,
-            was_unsent: false,
+            course,
         };
         (plan, request)
     }
 
+    /// What the attempt before has ended with.
+    pub(crate) fn because(&self) -> Verdict {
+        self.course.because
+    }
+
     /// An attempt begins.
     pub(crate) fn begin(&mut self, now: &Now) {
-        self.since = self.deadline.map(|_| **now);
-        self.purse.spend();
+        let course = self.course.get();
+        course.since = course.deadline.map(|_| **now);
+        course.purse.spend();
     }
 
     /// The attempt has its answer.
     fn answered(&mut self) {
-        if let Some(since) = self.since.take() {
+        if let Some(since) = self.course.get().since.take() {
             let took = time::now().saturating_duration_since(since);
             self.policy.stats.typical.record(took);
         }
@@ -122,12 +167,13 @@ impl<S, C, B: Body> Plan<S, C, B> {
 
     /// The request of another attempt.
     pub(crate) fn request(&self) -> Request<ReplayBody<B>> {
-        let mut request = self.head.clone().map(|()| self.body.play());
+        let Course { head, attempt, .. } = &*self.course;
+        let mut request = head.clone().map(|()| self.body.play());
         request.extensions_mut().insert(self.attempts.clone());
         let (name, number) = if self.is_grpc() {
-            (GRPC_ATTEMPTS, self.attempt - 1)
+            (GRPC_ATTEMPTS, *attempt - 1)
         } else {
-            (ATTEMPT, self.attempt)
+            (ATTEMPT, *attempt)
         };
         request.headers_mut().insert(name, number.into());
         request
@@ -143,14 +189,15 @@ impl<S, C, B: Body> Plan<S, C, B> {
         }
         match self.another(outcome) {
             Ok(_) if mode == Mode::Shadow => {
-                self.purse.spend();
+                self.course.get().purse.spend();
                 count(&self.policy.stats.shadowed);
                 self.policy.metrics.shadowed(outcome.verdict);
                 Next::Pass
             }
             Ok(at) => {
-                self.attempt += 1;
-                self.because = outcome.verdict;
+                let course = self.course.get();
+                course.attempt += 1;
+                course.because = outcome.verdict;
                 // Nothing more is sent for an attempt that has failed.
                 self.body.rewind();
                 Next::Wait(at)
@@ -172,28 +219,29 @@ impl<S, C, B: Body> Plan<S, C, B> {
 
     /// When, if not at once. The budget comes last: nothing is taken from it for an attempt that is not made.
     fn another(&mut self, outcome: &Outcome<'_>) -> Result<Option<Instant>, Exhausted> {
-        if self.attempt >= self.policy.attempts {
+        let course = self.course.get();
+        if course.attempt >= self.policy.attempts {
             return Err(Exhausted::Attempts);
         }
         if !self.body.can_replay() {
             return Err(Exhausted::Body);
         }
         let unsent = outcome.verdict == Verdict::Unsent;
-        let free = unsent && !self.was_unsent;
-        self.was_unsent |= unsent;
+        let free = unsent && !course.was_unsent;
+        course.was_unsent |= unsent;
         let delay = match outcome.hint() {
             Some(hint) if hint > self.policy.wait_up_to => return Err(Exhausted::Delay),
             Some(hint) => {
                 // What follows it begins anew, says gRFC A6.
-                self.progress = Progress::default();
+                course.progress = Progress::default();
                 hint
             }
             // The service has not seen it, so there is nothing to recover from.
             None if free => Duration::ZERO,
-            None => self.policy.backoff.next(&mut self.progress),
+            None => self.policy.backoff.next(&mut course.progress),
         };
         let at = time::now().checked_add(delay).ok_or(Exhausted::Delay)?;
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = course.deadline {
             let left = deadline.saturating_duration_since(at);
             if left.is_zero() || left < self.policy.stats.typical.get() {
                 return Err(Exhausted::Deadline);
@@ -206,14 +254,14 @@ impl<S, C, B: Body> Plan<S, C, B> {
             Verdict::TimedOut => 2,
             _ => 1,
         };
-        let taken = self.purse.take(cost);
+        let taken = course.purse.take(cost);
         let (Ok(left) | Err(left)) = taken;
         self.policy.paid(left);
         taken.map(|_| at).map_err(|_| Exhausted::Budget)
     }
 
     fn is_grpc(&self) -> bool {
-        let kind = self.head.headers().get(CONTENT_TYPE);
+        let kind = self.course.head.headers().get(CONTENT_TYPE);
         kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
     }
 

@@ -14,10 +14,12 @@ use palisade_core::{
     head::RequestHead,
     peek::PeekedBody,
     replay::ReplayBody,
+    spare::Spare,
     time,
+    timer::Timer,
 };
 use pin_project::pin_project;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
@@ -72,12 +74,13 @@ where
         let repeat = policy.repeat(&head);
         if repeat == Repeat::Never {
             policy.paid(policy.budget.pay_for(&head));
-            let timer = until.attempt(&now).map(sleep_until);
-            let inner = self.inner.call(request.map(ReplayBody::plain));
-            let state = State::Called { inner, judge: None };
+            let alarm = Alarm::at(until.attempt(&now));
             return RetryFuture {
-                state,
-                timer,
+                state: State::Called {
+                    inner: self.inner.call(request.map(ReplayBody::plain)),
+                    judge: None,
+                },
+                alarm,
                 until,
                 plan: None,
             };
@@ -96,10 +99,10 @@ where
             &until,
             request,
         );
-        let timer = until.attempt(&now).map(sleep_until);
+        let alarm = Alarm::at(until.attempt(&now));
         RetryFuture {
             state: plan.call(request, &now),
-            timer,
+            alarm,
             until,
             plan: Some(plan),
         }
@@ -125,7 +128,7 @@ where
 
     fn call_again(&mut self, now: &Now) -> State<S::Future, C::Judge, R> {
         count(&self.policy.stats.retries);
-        self.policy.metrics.retry(self.because);
+        self.policy.metrics.retry(self.because());
         let request = self.request();
         self.call(request, now)
     }
@@ -141,8 +144,7 @@ where
     #[pin]
     state: State<S::Future, C::Judge, R>,
     /// The end of the wait, or of the time that what runs is given.
-    #[pin]
-    timer: Option<Sleep>,
+    alarm: Alarm,
     until: Until,
     /// `None` when the request may not be sent again, or will not.
     plan: Option<Plan<S, C, B>>,
@@ -178,30 +180,36 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let (mut state, mut timer, plan) = (this.state, this.timer, this.plan);
+        let (mut state, alarm, plan) = (this.state, this.alarm, this.plan);
         loop {
             // What is awaited is asked before the clock: at the same instant it is not too late.
             let step = match state.as_mut().project() {
                 StateProj::Called { inner, judge } => {
                     let answer = match inner.poll(cx) {
-                        Poll::Ready(answer) => answer.map_err(Into::into),
+                        Poll::Ready(Ok(answer)) => Ok(answer),
+                        Poll::Ready(Err(error)) => Err(error.into()),
                         Poll::Pending => {
-                            ready!(poll_timer(timer.as_mut(), cx));
+                            ready!(alarm.poll(cx));
                             Err(this.until.elapsed())
                         }
                     };
                     // Out of the future, so that nobody asks a judge that has panicked.
-                    match plan.as_mut().zip(judge.take()) {
-                        Some((plan, judge)) => plan.heard(judge, answer),
-                        None => Step::Done(answer.map(|answer| answer.map(PeekedBody::plain))),
-                    }
+                    let Some((plan, judge)) = plan.as_mut().zip(judge.take()) else {
+                        state.set(State::Over);
+                        *alarm = Alarm::at(None);
+                        return Poll::Ready(match answer {
+                            Ok(answer) => Ok(answer.map(PeekedBody::plain)),
+                            Err(error) => Err(error),
+                        });
+                    };
+                    plan.heard(judge, answer)
                 }
                 StateProj::Peeking { peek: slot } => {
                     let peek = slot.as_mut().expect("polled after a panic");
                     let verdict = match peek.body.poll(cx, &mut peek.judge) {
                         Poll::Ready(verdict) => Ok(verdict),
                         Poll::Pending => {
-                            ready!(poll_timer(timer.as_mut(), cx));
+                            ready!(alarm.poll(cx));
                             Err(this.until.elapsed())
                         }
                     };
@@ -213,8 +221,8 @@ where
                     }
                 }
                 StateProj::Waiting => {
-                    ready!(poll_timer(timer.as_mut(), cx));
-                    timer.set(this.until.over().map(sleep_until));
+                    ready!(alarm.poll(cx));
+                    *alarm = Alarm::at(this.until.over());
                     state.set(State::Readying);
                     continue;
                 }
@@ -223,14 +231,14 @@ where
                     match again.service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {
                             let now = Now::new(time::now);
-                            timer.set(this.until.attempt(&now).map(sleep_until));
+                            *alarm = Alarm::at(this.until.attempt(&now));
                             state.set(again.call_again(&now));
                             continue;
                         }
                         // A service that cannot become ready is done for, says Tower.
                         Poll::Ready(Err(error)) => Step::Done(Err(error.into())),
                         Poll::Pending => {
-                            ready!(poll_timer(timer.as_mut(), cx));
+                            ready!(alarm.poll(cx));
                             Step::Done(Err(this.until.elapsed()))
                         }
                     }
@@ -242,15 +250,15 @@ where
                 Step::Wait(Some(at)) => {
                     // Drops what is left of the attempt: before the wait, and before another one begins.
                     state.set(State::Waiting);
-                    timer.set(Some(sleep_until(at)));
+                    *alarm = Alarm::at(Some(at));
                 }
                 Step::Wait(None) => {
                     state.set(State::Readying);
-                    timer.set(this.until.over().map(sleep_until));
+                    *alarm = Alarm::at(this.until.over());
                 }
                 Step::Done(answer) => {
                     state.set(State::Over);
-                    timer.set(None);
+                    *alarm = Alarm::at(None);
                     // There will be no other attempt: one that was answered keeps the request's body.
                     if let Some(plan) = plan.take()
                         && answer.is_ok()
@@ -264,11 +272,25 @@ where
     }
 }
 
-/// Never ready if there is none.
-fn poll_timer(timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<()> {
-    timer
-        .as_pin_mut()
-        .map_or(Poll::Pending, |timer| timer.poll(cx))
+/// A time, and what waits for it once somebody has to.
+struct Alarm {
+    at: Option<Instant>,
+    timer: Option<Spare<Timer>>,
+}
+
+impl Alarm {
+    #[inline]
+    fn at(at: Option<Instant>) -> Self {
+        Self { at, timer: None }
+    }
+
+    /// Never ready without a time.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else {
+            return Poll::Pending;
+        };
+        self.timer.get_or_insert_default().pin().poll(cx, at)
+    }
 }
 
 impl<S: fmt::Debug, C: fmt::Debug> fmt::Debug for Retry<S, C> {

@@ -9,6 +9,7 @@ mod gates;
 mod quantile;
 mod respond;
 mod settle;
+mod untimed;
 
 use palisade_core::testing::CountingAllocator;
 

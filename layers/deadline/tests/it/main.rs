@@ -10,6 +10,7 @@ mod connect;
 mod cost;
 mod deadline;
 mod median;
+mod memory;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod nested;

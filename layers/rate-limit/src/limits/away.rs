@@ -227,7 +227,9 @@ impl Limits {
         let Some(central) = &self.central else {
             return Asked::Taken(reservation);
         };
-        let order = reservation.order();
+        let Some(order) = reservation.order() else {
+            return Asked::Taken(reservation);
+        };
         let asks = match self.asks(order) {
             Ok(asks) => asks,
             Err(refusal) => return Asked::Refused(reservation.give_back(), refusal),
@@ -271,7 +273,9 @@ impl Limits {
 
     /// Decides without the store, which has been asked for nothing or has not answered.
     fn without(self: &Arc<Self>, error: &StoreError, mut reservation: Reservation) -> Asked {
-        let order = reservation.order();
+        let Some(order) = reservation.order() else {
+            return Asked::Taken(reservation);
+        };
         let now = time::now();
         if *error != StoreError::Down {
             self.release_places(order);

@@ -1,6 +1,7 @@
 //! Several rules for one request: all have room and are taken from, or none is.
 
 mod adapting;
+mod alone;
 mod away;
 mod growth;
 mod lease;
@@ -58,6 +59,9 @@ pub(crate) struct Limits {
     writer: Writer,
     hasher: RandomState,
     needed_by_guards: bool,
+    /// Whether anything can change when a request has its verdict.
+    settles: bool,
+    is_alone: bool,
     /// Times are counted from here.
     start: Instant,
     /// Counts up when counts are forgotten, so that nothing is given back to the ones that follow.
@@ -97,11 +101,15 @@ impl Limits {
         let limits = config.rules.into_iter().enumerate();
         let limits = limits.map(|(index, rule)| Limit::new(index, rule, &config.name, central));
         let limits: Box<[Limit]> = limits.collect::<Result<_, _>>()?;
+        let settles = limits.iter().any(Limit::needs_guard);
         Ok(Self {
             writer: Writer::new(&limits),
             hasher: RandomState::new(),
-            needed_by_guards: config.headers != Headers::Off
-                || limits.iter().any(Limit::needs_guard),
+            needed_by_guards: config.headers != Headers::Off || settles,
+            settles,
+            is_alone: central.is_none()
+                && config.pacing.is_none()
+                && matches!(&*limits, [limit] if !limit.rule.settles()),
             epoch: AtomicU64::new(0),
             changing: Mutex::new(()),
             limits,
@@ -132,21 +140,37 @@ impl Limits {
         head: &RequestHead<'_>,
         now: Instant,
     ) -> Admit<Reservation> {
-        // Written down where it stays, as it is too large to be handed around.
-        let mut reservation = Reservation::empty();
-        let order = reservation.order();
-        if let Err(NoKey(limit)) = self.share(head, now, order) {
+        if let Some(limit) = self.alone() {
+            return self.admit_to(limit, head, now);
+        }
+        let mut order = Order::default();
+        if let Err(NoKey(limit)) = self.share(head, now, &mut order) {
             return Admit::Now(Err(self.refuse_without_key(limit)));
         }
+        self.decide(&mut order, head, now)
+    }
+
+    /// Takes what the order says.
+    fn decide(
+        self: &Arc<Self>,
+        order: &mut Order,
+        head: &RequestHead<'_>,
+        now: Instant,
+    ) -> Admit<Reservation> {
         if let Err(rejected) = self.route(order, now) {
             return Admit::Now(Err(self.refuse_without_store(rejected)));
         }
         self.fell_back(order);
         match self.step(order) {
             Step::Taken => {
+                let Some(keeper) = self.keeper() else {
+                    return Admit::Now(Ok(Reservation::done()));
+                };
                 // Before users' code is asked for keys again, which may panic.
-                reservation.keep(self.keeper());
-                self.refill_early(head, reservation.order(), now);
+                let mut reservation = Reservation::new(keeper, std::mem::take(order));
+                if let Some(order) = reservation.order() {
+                    self.refill_early(head, order, now);
+                }
                 Admit::Now(Ok(reservation))
             }
             Step::Refused(refusal) if !self.waits(&refusal, order) => {
@@ -210,6 +234,11 @@ impl Limits {
         }
     }
 
+    #[inline]
+    pub(crate) fn settles(&self) -> bool {
+        self.settles
+    }
+
     /// Whether a guard will ever ask: for headers, to give back, or to settle.
     #[inline]
     fn keeper(self: &Arc<Self>) -> Option<Arc<Self>> {
@@ -231,8 +260,7 @@ impl Limits {
             };
             let cost = limit.cost(head, payer, key_hash, order);
             if cost > 0 {
-                order.shares[limit.index] = Share { payer, cost };
-                order.here |= limit.bit();
+                order.add(limit, Share { payer, cost });
             }
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! What one request takes, and from where.
 
-use std::sync::Arc;
+use std::{cell::RefCell, pin::Pin, sync::Arc, thread::LocalKey};
+
+use palisade_core::spare::{Reuse, Shelf};
 
 use super::{Limit, growth::Growing};
 use crate::{
@@ -64,7 +66,44 @@ pub(crate) struct Extra {
     pub(crate) ticket: u64,
 }
 
+/// Too large to be handed around with the request that it is of.
+impl Reuse for Order {
+    fn shelf() -> &'static LocalKey<Shelf<Self>> {
+        thread_local!(static SHELF: Shelf<Order> = const { RefCell::new(Vec::new()) });
+        &SHELF
+    }
+
+    fn clear(mut self: Pin<&mut Self>) {
+        *self = Self::default();
+    }
+}
+
 impl Order {
+    /// Of one rule, if it applies.
+    pub(super) fn of(limit: &Limit, share: Share, at: u64) -> Self {
+        let mut order = Self {
+            at,
+            ..Self::default()
+        };
+        if share.cost > 0 {
+            order.add(limit, share);
+        }
+        order
+    }
+
+    /// Of one rule, which had room.
+    pub(super) fn taken_here(limit: &Limit, share: Share, at: u64, epoch: u64) -> Self {
+        let mut order = Self::of(limit, share, at);
+        (order.taken, order.epoch) = (limit.bit(), epoch);
+        order
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, limit: &Limit, share: Share) {
+        self.shares[limit.index] = share;
+        self.here |= limit.bit();
+    }
+
     /// The rules that apply.
     pub(crate) fn applying<'a>(
         &'a self,

@@ -154,15 +154,25 @@ impl Limit {
         key: u64,
         order: &mut Order,
     ) -> u64 {
-        let cost = self.rule.cost.as_ref().map_or(1, |cost| cost(head));
-        if self.rule.settles() && cost > 0 {
-            return self.reserve(head, key, order);
+        if self.rule.settles() {
+            let cost = self.rule.cost.as_ref().map_or(1, |cost| cost(head));
+            return match cost {
+                0 => 0,
+                _ => self.reserve(head, key, order),
+            };
         }
+        self.fixed_cost(head, payer, order.at)
+    }
+
+    /// What a request costs whose end changes nothing about that.
+    #[inline]
+    pub(super) fn fixed_cost(&self, head: &RequestHead<'_>, payer: Payer, at: u64) -> u64 {
+        let cost = self.rule.cost.as_ref().map_or(1, |cost| cost(head));
         match &self.rule.warm_up {
             // What fits in the end is not refused for good at the start.
             Some(warm_up) => {
                 let most = self.holds(payer.tier()).max(cost);
-                warm_up.cost(cost, order.at).min(most)
+                warm_up.cost(cost, at).min(most)
             }
             None => cost,
         }

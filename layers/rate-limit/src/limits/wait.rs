@@ -28,7 +28,9 @@ impl Limits {
     ) -> Admission<Reservation> {
         // Holds what was taken, also if it is never polled.
         let mut held = Reservation::held(self.clone(), order);
-        self.address(head, held.order());
+        if let Some(order) = held.order() {
+            self.address(head, order);
+        }
         let until = self.longest_wait(head, now);
         Box::pin(self.clone().later(held, step, until))
     }
@@ -50,7 +52,7 @@ impl Limits {
         };
         loop {
             match step {
-                Step::Taken => return Ok(Reservation::new(Some(self.clone()), order)),
+                Step::Taken => return Ok(Reservation::new(self.clone(), order)),
                 Step::Ask => {
                     let holding = asking.take();
                     let holding = holding.unwrap_or_else(|| Reservation::held(self.clone(), order));

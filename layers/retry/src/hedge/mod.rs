@@ -97,8 +97,8 @@
 //! while the percentile is still what it was: 5 % more load, not twice the load.
 //!
 //! A request that may not be hedged allocates nothing, and neither does one that might be, while the delay is unknown or
-//! attempts fail; but in gRPC, it costs one to see how far a body has been read. One that may be hedged costs four for
-//! [`Attempts`](palisade_core::attempt::Attempts) in empty extensions, none if a retry has put them there; two for a copy
+//! attempts fail; but in gRPC, it costs one to see how far a body has been read. One that may be hedged costs three for the
+//! place of [`Attempts`](palisade_core::attempt::Attempts) in empty extensions, none if a retry has put them there; two for a copy
 //! of its headers, and one for each part of them that was not shared before; one for a body that is not empty, and one
 //! when that is read. An answer that is looked into, a stream or one in gRPC, costs two. A hedge costs what it takes.
 

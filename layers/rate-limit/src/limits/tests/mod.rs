@@ -1,5 +1,6 @@
 //! Limits around a store that does as it is told, on a paused clock.
 
+mod alone;
 mod asking;
 mod bound;
 mod leases;
