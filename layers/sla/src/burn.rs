@@ -194,6 +194,10 @@ impl ErrorBudgets {
     /// Decides which alerts fire, and says why.
     pub(crate) fn report(&mut self, nanos: u64, objective: &Objective) -> Burn {
         let (mut availability, mut latency) = (self.availability, self.latency);
+        if objective.latency_share().is_none() {
+            // What is no longer promised is not broken, nor when it is promised again.
+            latency = Firing::default();
+        }
         let burn = Burn {
             period_seconds: seconds(self.fine.width() * FINE),
             availability: self.budget(

@@ -14,7 +14,7 @@ use crate::{
     class::Class,
     compliance::Targets,
     handle::Handle,
-    hold::{Hold, Lease},
+    hold::{Hold, Holding, Lease},
     indicators::{Ended, Event, Gaps},
     labels::{InvalidDimension, NOWHERE, Places, Read},
     objective::Objective,
@@ -118,14 +118,19 @@ impl Sla {
     /// It counts by this label only, so that requests which pass it and the layer further out are counted once. A label
     /// that gets no place is counted as `other`.
     ///
+    /// Once all gates of a label are dropped and the last of their requests has ended, it stays as long as a window lasts,
+    /// and then gives its place back: sooner if another label needs that. Labels of a dimension that is also read from
+    /// heads stay.
+    ///
     /// # Errors
     ///
     /// Fails when the dimension is the ninth.
     pub fn labelled(&self, dimension: &str, label: &str) -> Result<LabelledSla, InvalidDimension> {
-        let places = self.shared.dimensions.place(dimension, label)?;
+        let (places, holding) = Holding::new(&self.shared, dimension, label)?;
         self.shared.reserve();
         Ok(LabelledSla {
             places,
+            _held: holding.map(Arc::new),
             ..self.further_in()
         })
     }
@@ -155,6 +160,7 @@ impl Sla {
         LabelledSla {
             shared: self.shared.clone(),
             places: NOWHERE,
+            _held: None,
             reads: Vec::new(),
         }
     }
@@ -206,6 +212,8 @@ impl Gate for Sla {
 pub struct LabelledSla {
     shared: Hold,
     places: Places,
+    /// Told when no clone is left.
+    _held: Option<Arc<Holding>>,
     /// By dimension.
     reads: Vec<(usize, Arc<Read>)>,
 }
@@ -220,7 +228,7 @@ impl LabelledSla {
     where
         F: for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     {
-        let at = self.shared.dimensions.add(dimension)?;
+        let at = self.shared.dimensions.add_named(dimension)?;
         self.shared.reserve();
         self.reads.push((at, Arc::new(read)));
         Ok(self)
@@ -261,20 +269,66 @@ pub struct InFlight {
     scope: Scope,
     /// In nanoseconds, as all times here.
     since: u64,
-    first_data: Option<u64>,
-    /// When the newest piece of the answer came, and the longest time without one.
-    piece: Option<u64>,
-    longest_gap: u64,
+    first_data: Maybe,
     state: State,
 }
 
+/// Small, as it is moved with the request and its answer.
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Nobody has said how it ends.
-    Open,
+    Open {
+        /// When the newest piece of the answer came.
+        piece: Maybe,
+        /// The longest time without one.
+        longest_gap: u64,
+    },
     /// The verdict was known before the end.
-    Told(Class, Option<Usage>, Option<Gaps>),
+    Told {
+        class: Class,
+        /// Of the prompt, and of the completion.
+        usage: [Maybe; 2],
+        /// Their mean, and the longest.
+        gaps: [Maybe; 2],
+    },
     Counted,
+}
+
+/// A number, if there is one, in the space of one: the largest there is stands for none.
+#[derive(Clone, Copy, Debug)]
+struct Maybe(u64);
+
+impl Maybe {
+    const NONE: Self = Self(u64::MAX);
+
+    fn of(pair: Option<[u64; 2]>) -> [Self; 2] {
+        pair.map_or([Self::NONE; 2], |pair| pair.map(Self::some))
+    }
+
+    #[inline]
+    fn some(number: u64) -> Self {
+        Self(number.min(u64::MAX - 1))
+    }
+
+    #[inline]
+    fn get(self) -> Option<u64> {
+        (self.0 != u64::MAX).then_some(self.0)
+    }
+}
+
+impl State {
+    const NEW: Self = Self::Open {
+        piece: Maybe::NONE,
+        longest_gap: 0,
+    };
+
+    fn told(class: Class, usage: Option<Usage>, gaps: Option<Gaps>) -> Self {
+        Self::Told {
+            class,
+            usage: Maybe::of(usage.map(|usage| [usage.prompt, usage.completion])),
+            gaps: Maybe::of(gaps.map(|gaps| [gaps.mean, gaps.longest])),
+        }
+    }
 }
 
 impl InFlight {
@@ -286,10 +340,8 @@ impl InFlight {
             scope,
             since: shared.nanos(since),
             shared,
-            first_data: None,
-            piece: None,
-            longest_gap: 0,
-            state: State::Open,
+            first_data: Maybe::NONE,
+            state: State::NEW,
         }
     }
 
@@ -299,7 +351,7 @@ impl InFlight {
         let ended = Ended {
             class,
             usage,
-            first_data: self.first_data,
+            first_data: self.first_data.get(),
             total: now.saturating_sub(self.since),
             gaps,
         };
@@ -312,12 +364,16 @@ impl InFlight {
         if end.streamed < 2 {
             return None;
         }
+        let longest = match self.state {
+            State::Open { longest_gap, .. } => longest_gap,
+            State::Told { .. } | State::Counted => return None,
+        };
         let told = end.usage.map_or(0, |usage| usage.completion);
         let tokens = if told > 1 { told } else { end.streamed };
-        let streaming = now.saturating_sub(self.since + self.first_data?);
+        let streaming = now.saturating_sub(self.since + self.first_data.get()?);
         Some(Gaps {
             mean: streaming / (tokens - 1),
-            longest: self.longest_gap,
+            longest,
         })
     }
 }
@@ -329,22 +385,24 @@ impl Settle for InFlight {
     fn first_data(&mut self, now: Instant) {
         let now = self.shared.nanos(now);
         let taken = now.saturating_sub(self.since);
-        self.first_data = Some(taken);
+        self.first_data = Maybe::some(taken);
         self.shared
             .record(&Event::FirstData(taken), now, &self.scope);
     }
 
     fn progress(&mut self, _: u64, now: Instant) -> Result<(), Rejected> {
         let now = self.shared.nanos(now);
-        if let Some(before) = self.piece.replace(now) {
-            self.longest_gap = self.longest_gap.max(now.saturating_sub(before));
+        if let State::Open { piece, longest_gap } = &mut self.state {
+            let before = std::mem::replace(piece, Maybe::some(now));
+            let gap = before.get().map_or(0, |before| now.saturating_sub(before));
+            *longest_gap = gap.max(*longest_gap);
         }
         Ok(())
     }
 
     fn settle(&mut self, end: &End, now: Instant) {
         let gaps = self.gaps(end, self.shared.nanos(now));
-        self.state = State::Told(Class::of(end.verdict), end.usage, gaps);
+        self.state = State::told(Class::of(end.verdict), end.usage, gaps);
     }
 
     #[inline]
@@ -360,11 +418,14 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         match self.state {
             State::Counted => {}
-            State::Told(class, usage, gaps) => {
+            State::Told { class, usage, gaps } => {
+                let pair = |[a, b]: [Maybe; 2]| Some((a.get()?, b.get()?));
+                let usage = pair(usage).map(|(prompt, completion)| Usage { prompt, completion });
+                let gaps = pair(gaps).map(|(mean, longest)| Gaps { mean, longest });
                 let now = self.shared.nanos(time::now());
                 self.end(class, usage, gaps, now);
             }
-            State::Open => self.shared.leave(&self.scope),
+            State::Open { .. } => self.shared.leave(&self.scope),
         }
     }
 }

@@ -2,7 +2,12 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
-use crate::state::Shared;
+use palisade_core::time;
+
+use crate::{
+    labels::{InvalidDimension, NOWHERE, Places},
+    state::Shared,
+};
 
 /// Held by layers.
 ///
@@ -63,5 +68,40 @@ impl Deref for Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+/// Holds the place of a label for the gates that count by it.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    shared: Hold,
+    at: usize,
+    place: u8,
+}
+
+impl Holding {
+    /// Where this label counts, and what holds that; nothing holds the place of all others.
+    pub(crate) fn new(
+        shared: &Hold,
+        dimension: &str,
+        label: &str,
+    ) -> Result<(Places, Option<Self>), InvalidDimension> {
+        let at = shared.dimensions.add(dimension)?;
+        let held = shared.hold(at, label);
+        let holding = held.map(|place| Self {
+            shared: shared.clone(),
+            at,
+            place,
+        });
+        let mut places = NOWHERE;
+        places[at] = held.unwrap_or_else(|| shared.dimensions.others(at));
+        Ok((places, holding))
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let now = self.shared.nanos(time::now());
+        self.shared.dimensions.leave(self.at, self.place, now);
     }
 }

@@ -1,25 +1,32 @@
 //! What is counted by route, by model, or by whatever else a user asks for.
 
+mod invalid;
+mod owners;
 mod series;
 mod table;
 
 use std::{
-    error::Error,
     fmt,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use palisade_core::head::RequestHead;
 
-use self::{series::Series, table::Table};
+pub use self::invalid::InvalidDimension;
+use self::{
+    invalid::Kind,
+    owners::{Owners, Turn, fits},
+    series::Series,
+    table::Table,
+};
 use crate::{
     class::Verdicts,
     indicators::Event,
-    state::lock,
+    state::{lock, nanos},
     summary::{BetweenTokens, Errors, Latency, Throughput, TokenRates},
 };
 
@@ -49,13 +56,26 @@ pub(crate) struct Labelled {
     pub(crate) event: Event,
 }
 
-/// All dimensions. Their number and that of their labels are bounded, and nothing is taken away again, so that requests
-/// find their label without a lock.
+/// All dimensions. Their number and that of their labels are bounded. Nothing that heads may name is taken away again, so
+/// that requests find their label without a lock; a label that gates hold is let go of when they are gone.
 #[derive(Debug)]
 pub(crate) struct Dimensions {
     all: [OnceLock<Dimension>; DIMENSIONS],
-    /// Held to add a dimension or a label.
-    adding: Mutex<Settings>,
+    /// Held to add a dimension or a label, or to let go of one.
+    adding: Mutex<Adding>,
+}
+
+#[derive(Debug)]
+struct Adding {
+    settings: Settings,
+    owners: [Owners; DIMENSIONS],
+}
+
+/// A label that nobody can count by any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gone {
+    at: usize,
+    turn: Turn,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +89,15 @@ struct Settings {
 }
 
 struct Dimension {
+    /// Its place among all.
+    at: usize,
     name: Arc<str>,
     read: OnceLock<Box<Read>>,
+    /// The labels that heads may name.
     table: Table,
     /// By place less one; the last is of all others.
-    series: Box<[OnceLock<Series>]>,
+    series: Box<[Series]>,
+    has_others: AtomicBool,
     /// By stripe and place: requests that came in less those that ended there.
     in_flight: Box<[Box<[AtomicU64]>]>,
 }
@@ -82,26 +106,29 @@ impl Dimensions {
     pub(crate) fn new(stripes: usize) -> Self {
         Self {
             all: Default::default(),
-            adding: Mutex::new(Settings {
-                most: MOST_LABELS,
-                window: Duration::ZERO,
-                since: 0,
-                stripes,
+            adding: Mutex::new(Adding {
+                settings: Settings {
+                    most: MOST_LABELS,
+                    window: Duration::ZERO,
+                    since: 0,
+                    stripes,
+                },
+                owners: Default::default(),
             }),
         }
     }
 
     /// Gives dimensions that are added from now on so many labels at most.
     pub(crate) fn set_most(&self, most: usize) {
-        lock(&self.adding).most = most.clamp(1, MOST_PLACES - 1);
+        lock(&self.adding).settings.most = most.clamp(1, MOST_PLACES - 1);
     }
 
     /// Forgets all that was counted, and keeps so much from now on.
     pub(crate) fn reshape(&self, window: Duration, since: u64) {
-        let mut settings = lock(&self.adding);
+        let settings = &mut lock(&self.adding).settings;
         (settings.window, settings.since) = (window, since);
         for dimension in self.dimensions() {
-            for series in dimension.series.iter().filter_map(OnceLock::get) {
+            for series in &dimension.series {
                 series.forget(window, since);
             }
         }
@@ -109,10 +136,13 @@ impl Dimensions {
 
     /// Adds a dimension, or finds the one of this name.
     pub(crate) fn add(&self, name: &str) -> Result<usize, InvalidDimension> {
-        let settings = lock(&self.adding);
+        let Adding { settings, owners } = &mut *lock(&self.adding);
         for (at, place) in self.all.iter().enumerate() {
             // Only added under the lock.
-            let known = place.get_or_init(|| Dimension::new(name, &settings));
+            let known = place.get_or_init(|| {
+                owners[at] = Owners::new(settings.most);
+                Dimension::new(at, name, settings)
+            });
             if *known.name == *name {
                 return Ok(at);
             }
@@ -120,11 +150,20 @@ impl Dimensions {
         Err(InvalidDimension(Kind::TooMany, name.into()))
     }
 
+    /// Adds a dimension whose labels heads may name, which stay from now on.
+    pub(crate) fn add_named(&self, name: &str) -> Result<usize, InvalidDimension> {
+        let at = self.add(name)?;
+        let adding = &mut *lock(&self.adding);
+        for (label, place) in adding.owners[at].stay() {
+            self.dimension(at).table.add(label, place);
+        }
+        Ok(at)
+    }
+
     /// Adds a dimension whose labels are read from the head.
     pub(crate) fn read(&self, name: &str, read: Box<Read>) -> Result<(), InvalidDimension> {
-        let at = self.add(name)?;
-        let dimension = self.all[at].get().expect("added just now");
-        let added = dimension.read.set(read);
+        let at = self.add_named(name)?;
+        let added = self.dimension(at).read.set(read);
         added.map_err(|_| InvalidDimension(Kind::Known, name.into()))
     }
 
@@ -145,17 +184,60 @@ impl Dimensions {
     /// The place of a label that was read further in.
     #[inline]
     pub(crate) fn place_at(&self, at: usize, label: &str) -> u8 {
-        let dimension = self.all[at].get().expect("added before it is read");
-        dimension.place(label, &self.adding)
+        self.dimension(at).place(label, &self.adding)
     }
 
-    /// One label of one dimension.
-    pub(crate) fn place(&self, name: &str, label: &str) -> Result<Places, InvalidDimension> {
-        let at = self.add(name)?;
-        let dimension = self.all[at].get().expect("added just now");
-        let mut places = NOWHERE;
-        places[at] = dimension.place(label, &self.adding);
-        Ok(places)
+    /// The place of a label that [`leave`](Self::leave) is told of, or the one to let go of first to make room for it.
+    pub(crate) fn hold(&self, at: usize, label: &str) -> Result<u8, Option<Gone>> {
+        let adding = &mut *lock(&self.adding);
+        let (dimension, owners) = (self.dimension(at), &mut adding.owners[at]);
+        if let Some(turn) = owners.hold(label) {
+            let stays = owners.stays();
+            let place = dimension.begin(turn, label, adding);
+            if stays {
+                dimension.table.add(label, place);
+            }
+            return Ok(place);
+        }
+        if !fits(label) {
+            return Err(None);
+        }
+        let oldest = owners.oldest(|place| dimension.is_busy(place));
+        Err(oldest.map(|turn| Gone { at, turn }))
+    }
+
+    /// The place of all labels that have none.
+    pub(crate) fn others(&self, at: usize) -> u8 {
+        let settings = lock(&self.adding).settings;
+        self.dimension(at).begin_others(&settings)
+    }
+
+    pub(crate) fn leave(&self, at: usize, place: u8, now: u64) {
+        lock(&self.adding).owners[at].leave(place, now);
+    }
+
+    /// Labels that nobody has held for the longest window, or counted by.
+    pub(crate) fn gone(&self, now: u64) -> Vec<Gone> {
+        let Adding { settings, owners } = &mut *lock(&self.adding);
+        let Some(by) = now.checked_sub(nanos(settings.window)) else {
+            return Vec::new();
+        };
+        let all = self.dimensions().zip(owners).enumerate();
+        let gone = all.flat_map(|(at, (dimension, owners))| {
+            let gone = owners.gone(by, now, |place| dimension.is_busy(place));
+            gone.into_iter().map(move |turn| Gone { at, turn })
+        });
+        gone.collect()
+    }
+
+    /// Lets go of labels, but for those that somebody holds again. All that was put aside of them has been counted.
+    pub(crate) fn free(&self, gone: &[Gone]) {
+        let adding = &mut *lock(&self.adding);
+        for Gone { at, turn } in gone {
+            if adding.owners[*at].free(*turn) {
+                self.dimension(*at).series[usize::from(turn.place) - 1].end();
+            }
+        }
     }
 
     /// Counts a request in flight in this stripe, or one less.
@@ -175,11 +257,8 @@ impl Dimensions {
         for (at, dimension) in self.dimensions().enumerate() {
             for run in events.chunk_by(|one, next| one.places[at] == next.places[at]) {
                 let place = usize::from(run[0].places[at]);
-                if let Some(series) = place
-                    .checked_sub(1)
-                    .and_then(|at| dimension.series[at].get())
-                {
-                    series.count(run);
+                if let Some(at) = place.checked_sub(1) {
+                    dimension.series[at].count(run);
                 }
             }
         }
@@ -187,11 +266,16 @@ impl Dimensions {
 
     /// All labels with what they come to, in the order in which they came.
     pub(crate) fn summaries(&self, now: u64, window: Duration) -> Vec<DimensionSummary> {
-        let all = self.dimensions().map(|dimension| DimensionSummary {
-            dimension: dimension.name.clone(),
-            labels: (dimension.series.iter().enumerate())
-                .filter_map(|(at, series)| Some(dimension.summary(at, series.get()?, now, window)))
-                .collect(),
+        let all = self.dimensions().map(|dimension| {
+            let series = dimension.series.iter().enumerate();
+            let mut labels: Vec<_> = series
+                .filter_map(|(at, series)| series.summary(now, window, || dimension.in_flight(at)))
+                .collect();
+            labels.sort_unstable_by_key(|(came, _)| *came);
+            DimensionSummary {
+                dimension: dimension.name.clone(),
+                labels: labels.into_iter().map(|(_, summary)| summary).collect(),
+            }
         });
         all.collect()
     }
@@ -206,23 +290,26 @@ impl Dimensions {
     ) -> Option<LabelSummary> {
         let dimension = self.dimensions().find(|known| *known.name == *name)?;
         let mut all = dimension.series.iter().enumerate();
-        all.find_map(|(at, series)| {
-            let series = series.get().filter(|series| *series.label == *label)?;
-            Some(dimension.summary(at, series, now, window))
-        })
+        let (at, series) = all.find(|(_, series)| series.is_of(label))?;
+        let (_, summary) = series.summary(now, window, || dimension.in_flight(at))?;
+        Some(summary)
     }
 
-    /// Tells of each label: its dimension, itself, the requests in flight and those that have ended since the start.
+    /// Tells of each label: its dimension, itself, the requests in flight and those that have ended since it was told of
+    /// last: good, bad and left out.
     #[cfg(feature = "metrics")]
-    pub(crate) fn each(&self, mut tell: impl FnMut(&Arc<str>, &Arc<str>, u64, Verdicts)) {
+    pub(crate) fn each(&self, mut tell: impl FnMut(&Arc<str>, &Arc<str>, u64, [u64; 3])) {
         for dimension in self.dimensions() {
             for (at, series) in dimension.series.iter().enumerate() {
-                if let Some(series) = series.get() {
-                    let in_flight = dimension.in_flight(at);
-                    tell(&dimension.name, &series.label, in_flight, series.verdicts());
+                if let Some((label, news)) = series.news() {
+                    tell(&dimension.name, &label, dimension.in_flight(at), news);
                 }
             }
         }
+    }
+
+    fn dimension(&self, at: usize) -> &Dimension {
+        self.all[at].get().expect("added before it is asked for")
     }
 
     fn dimensions(&self) -> impl Iterator<Item = &Dimension> {
@@ -236,55 +323,80 @@ impl Dimensions {
 }
 
 impl Dimension {
-    fn new(name: &str, settings: &Settings) -> Self {
+    fn new(at: usize, name: &str, settings: &Settings) -> Self {
         let places = settings.most + 1;
         let in_flight = || (0..places).map(|_| AtomicU64::new(0)).collect();
         Self {
+            at,
             name: name.into(),
             read: OnceLock::new(),
             table: Table::new(settings.most),
-            series: (0..places).map(|_| OnceLock::new()).collect(),
+            series: (0..places).map(|_| Series::default()).collect(),
+            has_others: AtomicBool::new(false),
             in_flight: (0..settings.stripes).map(|_| in_flight()).collect(),
         }
     }
 
     /// The place of a label, which it gets if there is one left.
     #[inline]
-    fn place(&self, label: &str, adding: &Mutex<Settings>) -> u8 {
+    fn place(&self, label: &str, adding: &Mutex<Adding>) -> u8 {
         let found = self.table.find(label);
         found.unwrap_or_else(|| self.place_anew(label, adding))
     }
 
     #[cold]
-    fn place_anew(&self, label: &str, adding: &Mutex<Settings>) -> u8 {
+    fn place_anew(&self, label: &str, adding: &Mutex<Adding>) -> u8 {
         // Once for all others: from then on they need no lock.
-        let others = self.series.len();
-        if self.table.is_full(label) && self.series[others - 1].get().is_some() {
+        if self.table.is_full(label) && self.has_others.load(Relaxed) {
             // It may have been the last one that was added.
-            return self.table.find(label).unwrap_or(others as u8);
+            return self.table.find(label).unwrap_or(self.others());
         }
-        let settings = lock(adding);
-        let make = |place: usize, label| {
-            self.series[place - 1]
-                .get_or_init(|| Series::new(label, settings.window, settings.since));
+        let adding = &mut *lock(adding);
+        let Some(turn) = adding.owners[self.at].place(label) else {
+            return self.begin_others(&adding.settings);
         };
-        let found = self.table.add(label, |place| make(place.into(), label));
-        found.unwrap_or_else(|| {
-            make(others, OTHER);
-            others as u8
-        })
+        let place = self.begin(turn, label, adding);
+        self.table.add(label, place);
+        place
+    }
+
+    /// Counts by this label from now on. Before anybody can find it.
+    fn begin(&self, turn: Turn, label: &str, adding: &Adding) -> u8 {
+        let Settings { window, since, .. } = adding.settings;
+        let series = &self.series[usize::from(turn.place) - 1];
+        series.begin(label, turn.number(), window, since);
+        turn.place
+    }
+
+    fn begin_others(&self, settings: &Settings) -> u8 {
+        let others = self.others();
+        let Settings { window, since, .. } = *settings;
+        self.series[usize::from(others) - 1].begin(OTHER, u64::MAX, window, since);
+        self.has_others.store(true, Relaxed);
+        others
+    }
+
+    /// The last place.
+    fn others(&self) -> u8 {
+        // Of 254 at most.
+        self.series.len() as u8
+    }
+
+    /// Whether a request that is counted at this place is in flight. Of a label that has been left it is not again once
+    /// it was not: the counts only go down, so that a sum of zero has seen them all.
+    fn is_busy(&self, place: u8) -> bool {
+        self.sum(usize::from(place) - 1) != 0
     }
 
     fn in_flight(&self, at: usize) -> u64 {
-        let stripes = self.in_flight.iter();
-        let sum = stripes.fold(0, |sum: u64, stripe| {
-            sum.wrapping_add(stripe[at].load(Relaxed))
-        });
-        u64::try_from(sum.cast_signed()).unwrap_or(0)
+        u64::try_from(self.sum(at).cast_signed()).unwrap_or(0)
     }
 
-    fn summary(&self, at: usize, series: &Series, now: u64, window: Duration) -> LabelSummary {
-        series.summary(now, window, self.in_flight(at))
+    fn sum(&self, at: usize) -> u64 {
+        let stripes = self.in_flight.iter();
+        stripes.fold(0, |sum: u64, stripe| {
+            sum.wrapping_add(stripe[at].load(Relaxed))
+        })
     }
 }
 
@@ -347,31 +459,22 @@ fn as_str<S: serde::Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok,
     serializer.serialize_str(text)
 }
 
-/// A dimension cannot be added.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidDimension(Kind, Box<str>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Known,
-    TooMany,
-}
-
-impl fmt::Display for InvalidDimension {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(kind, name) = self;
-        match kind {
-            Kind::Known => write!(f, "dimension {name:?} has labels already"),
-            Kind::TooMany => write!(f, "dimension {name:?} is one more than {DIMENSIONS}"),
-        }
-    }
-}
-
-impl Error for InvalidDimension {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_that_is_held_is_found_without_a_lock_where_heads_may_name_it() {
+        let dimensions = Dimensions::new(1);
+        let at = dimensions.add("model").unwrap();
+        let early = dimensions.hold(at, "a").unwrap();
+        assert_eq!(dimensions.dimension(at).table.find("a"), None);
+        dimensions.add_named("model").unwrap();
+        let late = dimensions.hold(at, "b").unwrap();
+        for (label, place) in [("a", early), ("b", late)] {
+            assert_eq!(dimensions.dimension(at).table.find(label), Some(place));
+        }
+    }
 
     #[test]
     fn what_is_put_aside_is_9_kib_a_stripe() {

@@ -130,7 +130,8 @@
 //! | `palisade_sla_label_requests_total` | counter, if asked for (`Sla::publish_labels`) | `dimension`, `label`, `standing`: `good`, `bad`, `left_out` |
 //! | `palisade_sla_label_in_flight` | gauge, if asked for | `dimension`, `label` |
 //!
-//! The last five are set by `Handle::publish`, to be called before a scrape, and by the monitor.
+//! The last five are set by `Handle::publish`, to be called before a scrape, and by the monitor. Those of a promise of
+//! latency that is no longer made ([`Handle::update`]) are NaN, which no comparison holds for, and its alerts 0.
 //!
 //! # When not to use it
 //!
@@ -155,7 +156,9 @@
 //! with its first data and its end takes 57 ns, in one thread and in each of two, which share no cache line: 22 ns for being held
 //! and counted in flight at all, 20 ns for the locks (`benches/record.rs`, two cores).
 //!
-//! *Labels* are found in a table that only grows, without a lock, and have coarser bins and buckets. What happens to
+//! *Labels* that heads name are found in a table that only grows, without a lock. A label of gates ([`Sla::labelled`]), such
+//! as an endpoint, gives its place back when all of them are gone, no request of it is in flight, and what its last ones
+//! put aside is counted: so no label has figures of another. Labels have coarser bins and buckets than the whole. What happens to
 //! their requests is put aside in the stripe and counted 64 at a time, so that the lock of a label which all threads
 //! share is taken once for many: 30 ns for each dimension.
 //!

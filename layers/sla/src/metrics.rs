@@ -8,7 +8,7 @@ use metrics::{
 };
 
 use crate::{
-    burn::{AlertKind, Burn, BurnRate},
+    burn::{AlertKind, Burn, BurnRate, ErrorBudget},
     class::{Class, Standing},
     indicators::Event,
     labels::Dimensions,
@@ -119,15 +119,13 @@ pub(crate) fn publish_labels(layer: &Arc<str>, dimensions: &Dimensions) {
         LABEL_IN_FLIGHT,
         "Requests of a label before the end of their answer"
     );
-    dimensions.each(|dimension, label, in_flight, verdicts| {
-        let requests = |standing, count| {
+    dimensions.each(|dimension, label, in_flight, news| {
+        for (standing, more) in ["good", "bad", "left_out"].into_iter().zip(news) {
+            // One that comes back after it was let go of goes on where it was.
             counter!(LABEL_REQUESTS, "layer" => layer.clone(), "dimension" => dimension.clone(),
                 "label" => label.clone(), "standing" => standing)
-            .absolute(count);
-        };
-        requests("good", verdicts.good());
-        requests("bad", verdicts.bad());
-        requests("left_out", verdicts.left_out());
+            .increment(more);
+        }
         gauge!(LABEL_IN_FLIGHT, "layer" => layer.clone(), "dimension" => dimension.clone(),
             "label" => label.clone())
         .set(in_flight as f64);
@@ -142,31 +140,50 @@ pub(crate) fn publish(layer: &Arc<str>, burn: &Burn) {
     );
     describe_gauge!(BURN_RATE, "Error budget spent per error budget earned");
     describe_gauge!(FIRING, "1 while an alert of this kind fires");
-    if burn.latency.is_none() {
-        // It may have fired when there was a promise.
-        for kind in ["page", "ticket"] {
-            gauge!(FIRING, "layer" => layer.clone(), "rule" => "latency", "kind" => kind).set(0.0);
-        }
-    }
     for (rule, budget) in burn.error_budgets() {
-        let left = gauge!(BUDGET_LEFT, "layer" => layer.clone(), "rule" => rule);
-        left.set(budget.error_budget_left);
-        for rate in budget
-            .alerts
-            .iter()
-            .flat_map(|alert| [&alert.long, &alert.short])
-        {
-            let BurnRate {
-                window, burn_rate, ..
-            } = *rate;
-            gauge!(BURN_RATE, "layer" => layer.clone(), "rule" => rule, "window" => window)
-                .set(burn_rate);
+        budget_left(layer, rule).set(budget.error_budget_left);
+        for rate in rates(budget) {
+            burn_rate(layer, rule, rate).set(rate.burn_rate);
         }
-        for (kind, name) in [(AlertKind::Page, "page"), (AlertKind::Ticket, "ticket")] {
+        for kind in [AlertKind::Page, AlertKind::Ticket] {
             let mut alerts = budget.alerts.iter();
             let fires = alerts.any(|alert| alert.kind == kind && alert.firing);
-            gauge!(FIRING, "layer" => layer.clone(), "rule" => rule, "kind" => name)
-                .set(f64::from(u8::from(fires)));
+            firing(layer, rule, kind).set(f64::from(u8::from(fires)));
         }
     }
+}
+
+/// Takes back what was said of a promise that is no longer made: no alert of it fires, and what is not a number compares
+/// with none, so that no rule outside goes by the last one.
+pub(crate) fn withdraw_latency(layer: &Arc<str>, burn: &Burn) {
+    let rule = "latency";
+    budget_left(layer, rule).set(f64::NAN);
+    // Of the same windows.
+    for rate in rates(&burn.availability) {
+        burn_rate(layer, rule, rate).set(f64::NAN);
+    }
+    for kind in [AlertKind::Page, AlertKind::Ticket] {
+        firing(layer, rule, kind).set(0.0);
+    }
+}
+
+fn rates(budget: &ErrorBudget) -> impl Iterator<Item = &BurnRate> {
+    let alerts = budget.alerts.iter();
+    alerts.flat_map(|alert| [&alert.long, &alert.short])
+}
+
+fn budget_left(layer: &Arc<str>, rule: &'static str) -> Gauge {
+    gauge!(BUDGET_LEFT, "layer" => layer.clone(), "rule" => rule)
+}
+
+fn burn_rate(layer: &Arc<str>, rule: &'static str, rate: &BurnRate) -> Gauge {
+    gauge!(BURN_RATE, "layer" => layer.clone(), "rule" => rule, "window" => rate.window)
+}
+
+fn firing(layer: &Arc<str>, rule: &'static str, kind: AlertKind) -> Gauge {
+    let kind = match kind {
+        AlertKind::Page => "page",
+        AlertKind::Ticket => "ticket",
+    };
+    gauge!(FIRING, "layer" => layer.clone(), "rule" => rule, "kind" => kind)
 }

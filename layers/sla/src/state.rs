@@ -14,6 +14,9 @@ use palisade_core::time;
 use tokio::{sync::watch, time::Instant};
 
 #[cfg(feature = "metrics")]
+use std::sync::atomic::AtomicBool;
+
+#[cfg(feature = "metrics")]
 use crate::metrics::Metrics;
 use crate::{
     burn::Burn,
@@ -21,7 +24,7 @@ use crate::{
     compliance::Targets,
     indicators::Event,
     kept::{Kept, Running, Shape},
-    labels::{DimensionSummary, Dimensions, LabelSummary, Labelled, NOWHERE, Places},
+    labels::{DimensionSummary, Dimensions, Gone, LabelSummary, Labelled, NOWHERE, Places},
     monitor::Signals,
     objective::Objective,
     process::Process,
@@ -65,6 +68,9 @@ pub(crate) struct Shared {
     burns: watch::Sender<Burn>,
     #[cfg(feature = "metrics")]
     metrics: std::sync::OnceLock<Metrics>,
+    /// Whether gauges have told of a promise of latency.
+    #[cfg(feature = "metrics")]
+    told_latency: AtomicBool,
 }
 
 /// What the threads of one stripe count, on cache lines of its own.
@@ -155,6 +161,8 @@ impl Shared {
             signals: Signals::default(),
             #[cfg(feature = "metrics")]
             metrics: std::sync::OnceLock::new(),
+            #[cfg(feature = "metrics")]
+            told_latency: AtomicBool::new(false),
         }
     }
 
@@ -297,6 +305,7 @@ impl Shared {
 
     /// Decides which alerts fire and tells everybody. Returns when that is due again.
     pub(crate) fn watch(&self, now: Instant) -> Instant {
+        self.let_go(now);
         let burn = self.burn(now);
         self.signals.set(&burn);
         self.burns.send_replace(burn);
@@ -341,6 +350,7 @@ impl Shared {
     }
 
     pub(crate) fn labels(&self, window: Duration, now: Instant) -> Vec<DimensionSummary> {
+        self.let_go(now);
         drop(self.drained());
         self.dimensions.summaries(self.nanos(now), window)
     }
@@ -352,9 +362,39 @@ impl Shared {
         window: Duration,
         now: Instant,
     ) -> Option<LabelSummary> {
+        self.let_go(now);
         drop(self.drained());
         let now = self.nanos(now);
         self.dimensions.summary(dimension, label, now, window)
+    }
+
+    /// The place of a label that is to be told when it is left, if there is one.
+    pub(crate) fn hold(&self, at: usize, label: &str) -> Option<u8> {
+        self.let_go(time::now());
+        loop {
+            match self.dimensions.hold(at, label) {
+                Ok(place) => return Some(place),
+                // Somebody else may take what is freed.
+                Err(Some(gone)) => self.free(&[gone]),
+                Err(None) => return None,
+            }
+        }
+    }
+
+    /// Lets go of labels that nobody counts by any more, and that are in no window.
+    fn let_go(&self, now: Instant) {
+        let gone = self.dimensions.gone(self.nanos(now));
+        if !gone.is_empty() {
+            self.free(&gone);
+        }
+    }
+
+    fn free(&self, gone: &[Gone]) {
+        // Their last requests put aside what they were before they were no longer in flight.
+        drop(self.drained());
+        #[cfg(feature = "metrics")]
+        self.publish_labels(&self.settings());
+        self.dimensions.free(gone);
     }
 
     /// Sets the gauges of what is only known when asked.
@@ -362,6 +402,17 @@ impl Shared {
     pub(crate) fn publish(&self, burn: &Burn) {
         let settings = self.settings();
         crate::metrics::publish(&settings.name, burn);
+        if burn.latency.is_some() {
+            self.told_latency.store(true, Relaxed);
+        } else if self.told_latency.load(Relaxed) {
+            // Each time: somebody else may be about to tell what was true before.
+            crate::metrics::withdraw_latency(&settings.name, burn);
+        }
+        self.publish_labels(&settings);
+    }
+
+    #[cfg(feature = "metrics")]
+    fn publish_labels(&self, settings: &Settings) {
         if settings.publishes_labels {
             drop(self.drained());
             crate::metrics::publish_labels(&settings.name, &self.dimensions);

@@ -18,44 +18,63 @@ use crate::{
 /// The buckets of the longest window: five times as long as those of a layer, and as many times fewer.
 const BUCKETS: u64 = 6;
 
-/// The requests of one label. Its memory never grows.
-#[derive(Debug)]
-pub(crate) struct Series {
-    pub(crate) label: Arc<str>,
-    counted: Mutex<Counted>,
-}
+/// The requests of the label that has this place, if one has. Its memory never grows.
+#[derive(Debug, Default)]
+pub(crate) struct Series(Mutex<Option<Counted>>);
 
 #[derive(Debug)]
 struct Counted {
+    label: Arc<str>,
+    /// How many labels had a place before.
+    came: u64,
     /// The longest window of a summary.
     window: u64,
     since: u64,
     recent: Ring<Indicators<Light>>,
     /// Requests that have ended since the start.
     all: Tally,
+    /// Those that metrics were told of: good, bad and left out.
+    #[cfg(feature = "metrics")]
+    told: [u64; 3],
 }
 
 impl Series {
-    pub(crate) fn new(label: &str, window: Duration, since: u64) -> Self {
-        Self {
-            label: label.into(),
-            counted: Mutex::new(Counted::new(window, since)),
-        }
+    /// Begins with this label, unless it has before.
+    pub(crate) fn begin(&self, label: &str, came: u64, window: Duration, since: u64) {
+        lock(&self.0).get_or_insert_with(|| Counted::new(label.into(), came, window, since));
+    }
+
+    /// Has no label any more, and gives its memory back.
+    pub(crate) fn end(&self) {
+        lock(&self.0).take();
     }
 
     /// Begins anew, but for the counts of metrics, which never go back.
     pub(crate) fn forget(&self, window: Duration, since: u64) {
-        let mut counted = lock(&self.counted);
-        *counted = Counted {
-            all: counted.all,
-            ..Counted::new(window, since)
-        };
+        if let Some(counted) = &mut *lock(&self.0) {
+            let label = counted.label.clone();
+            *counted = Counted {
+                all: counted.all,
+                #[cfg(feature = "metrics")]
+                told: counted.told,
+                ..Counted::new(label, counted.came, window, since)
+            };
+        }
+    }
+
+    /// Whether it is of this label.
+    pub(crate) fn is_of(&self, label: &str) -> bool {
+        lock(&self.0)
+            .as_ref()
+            .is_some_and(|counted| *counted.label == *label)
     }
 
     /// Counts events that are all of this label.
     pub(crate) fn count(&self, mut events: &[Labelled]) {
-        let mut counted = lock(&self.counted);
-        let Counted { recent, all, .. } = &mut *counted;
+        let mut counted = lock(&self.0);
+        let Some(Counted { recent, all, .. }) = &mut *counted else {
+            return;
+        };
         while let Some(first) = events.first() {
             // Most are of one bucket, which is looked for once.
             let (start, width) = (recent.start(first.at), recent.width());
@@ -75,22 +94,39 @@ impl Series {
         }
     }
 
-    /// All requests that have ended.
+    /// The label, and how many requests have ended since this was asked last: good, bad and left out.
     #[cfg(feature = "metrics")]
-    pub(crate) fn verdicts(&self) -> Verdicts {
-        lock(&self.counted).all.verdicts()
+    pub(crate) fn news(&self) -> Option<(Arc<str>, [u64; 3])> {
+        let mut counted = lock(&self.0);
+        let counted = counted.as_mut()?;
+        let all = counted.all.verdicts();
+        let all = [all.good(), all.bad(), all.left_out()];
+        let before = std::mem::replace(&mut counted.told, all);
+        let news = std::array::from_fn(|at| all[at] - before[at]);
+        Some((counted.label.clone(), news))
     }
 
-    pub(crate) fn summary(&self, now: u64, window: Duration, in_flight: u64) -> LabelSummary {
-        let gathered = lock(&self.counted).gather(now, window);
+    /// What the label comes to, and how many came before it.
+    pub(crate) fn summary(
+        &self,
+        now: u64,
+        window: Duration,
+        in_flight: impl FnOnce() -> u64,
+    ) -> Option<(u64, LabelSummary)> {
+        let (came, label, gathered) = {
+            let counted = lock(&self.0);
+            let counted = counted.as_ref()?;
+            let gathered = counted.gather(now, window);
+            (counted.came, counted.label.clone(), gathered)
+        };
         let verdicts: Verdicts = gathered.verdicts();
         let (good, bad) = (verdicts.good(), verdicts.bad());
-        LabelSummary {
-            label: self.label.clone(),
+        let summary = LabelSummary {
+            label,
             total_requests: good + bad,
             successful_requests: good,
             error_count: bad,
-            in_flight,
+            in_flight: in_flight(),
             verdicts,
             latency_metrics: gathered.latency(),
             first_data_metrics: gathered.first_data(),
@@ -98,19 +134,24 @@ impl Series {
             throughput_metrics: gathered.throughput(),
             error_metrics: gathered.errors(),
             token_metrics: gathered.token_rates(),
-        }
+        };
+        Some((came, summary))
     }
 }
 
 impl Counted {
-    fn new(window: Duration, since: u64) -> Self {
+    fn new(label: Arc<str>, came: u64, window: Duration, since: u64) -> Self {
         let width = series_width(window);
         let window = nanos(window).max(1);
         Self {
+            label,
+            came,
             window,
             since,
             recent: Ring::new(width, window.div_ceil(width)),
             all: Tally::default(),
+            #[cfg(feature = "metrics")]
+            told: [0; 3],
         }
     }
 
@@ -162,7 +203,7 @@ mod tests {
     fn a_label_takes_40_kib() {
         let slots = BUCKETS as usize + 2;
         assert!(slots * size_of::<(u64, Indicators<Light>)>() <= 40 * 1024);
-        let counted = Counted::new(Duration::from_secs(3600), 0);
+        let counted = Counted::new("x".into(), 1, Duration::from_secs(3600), 0);
         assert_eq!(counted.recent.window(u64::MAX, 1).count(), 0);
     }
 
@@ -173,7 +214,8 @@ mod tests {
             batch in 1_usize..20,
             window in 1_u64..400,
         ) {
-            let series = Series::new("x", WINDOW, 0);
+            let series = Series::default();
+            series.begin("x", 1, WINDOW, 0);
             let (mut now, mut events) = (0, Vec::new());
             for (passed, late, class) in steps {
                 now += passed;
@@ -188,7 +230,8 @@ mod tests {
             let mut expected = Tally::default();
             let within = events.iter().filter(|(at, _)| *at >= oldest);
             within.for_each(|(_, class)| expected.count(*class));
-            let found = series.summary(now, Duration::from_secs(window), 0);
+            let found = series.summary(now, Duration::from_secs(window), || 0);
+            let (_, found) = found.unwrap();
             prop_assert_eq!(found.verdicts, expected.verdicts());
         }
     }

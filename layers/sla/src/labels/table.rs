@@ -4,14 +4,11 @@ use std::sync::{
     OnceLock,
     atomic::{
         AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
+        Ordering::{Acquire, Release},
     },
 };
 
-use super::OTHER;
-
-/// A longer label has no place of its own: its text would not be bounded.
-const LONGEST: usize = 128;
+use super::owners::fits;
 
 /// A label and its place.
 type Slot = OnceLock<(Box<str>, u8)>;
@@ -41,27 +38,19 @@ impl Table {
         self.search(label).ok()
     }
 
-    /// Whether there is no place for a label that is not found from now on, nor will be.
+    /// Whether a label that is not found from now on never will be.
     pub(crate) fn is_full(&self, label: &str) -> bool {
-        label == OTHER || label.len() > LONGEST || self.count.load(Acquire) >= self.most
+        !fits(label) || self.count.load(Acquire) >= self.most
     }
 
-    /// The place of a label that may be new, if there is one: made before anybody can find it. Calls are made one after
-    /// the other.
-    pub(crate) fn add(&self, label: &str, make: impl FnOnce(u8)) -> Option<u8> {
-        let free = match self.search(label) {
-            Ok(place) => return Some(place),
-            Err(free) => free,
+    /// Lets a label be found, whose place was made before. Calls are made one after the other.
+    pub(crate) fn add(&self, label: &str, place: u8) {
+        let Err(free) = self.search(label) else {
+            return;
         };
-        if self.is_full(label) {
-            return None;
-        }
-        let place = (self.count.load(Relaxed) + 1) as u8;
-        make(place);
         let set = self.slots[free].set((label.into(), place));
         debug_assert!(set.is_ok(), "only set under the lock of those who add");
-        self.count.store(usize::from(place), Release);
-        Some(place)
+        self.count.fetch_add(1, Release);
     }
 
     /// The place of a label, or the slot that it would be in.
@@ -111,23 +100,15 @@ mod tests {
         ) {
             let (table, mut map) = (Table::new(most), HashMap::new());
             for label in labels {
-                let next = map.len() as u8 + 1;
-                let is_new = map.len() < most && !map.contains_key(&label);
-                if is_new {
-                    map.insert(label.clone(), next);
-                }
-                let mut made = None;
-                prop_assert_eq!(table.add(&label, |place| made = Some(place)), map.get(&label).copied());
-                prop_assert_eq!(made.is_some(), is_new);
                 prop_assert_eq!(table.find(&label), map.get(&label).copied());
+                prop_assert_eq!(table.is_full(&label), map.len() >= most);
+                if map.len() < most {
+                    let place = map.len() as u8 + 1;
+                    let place = *map.entry(label.clone()).or_insert(place);
+                    table.add(&label, place);
+                    prop_assert_eq!(table.find(&label), Some(place));
+                }
             }
         }
-    }
-
-    #[test]
-    fn a_label_without_end_has_no_place() {
-        let table = Table::new(2);
-        assert_eq!(table.add(&"x".repeat(LONGEST + 1), |_| {}), None);
-        assert_eq!(table.add(&"x".repeat(LONGEST), |_| {}), Some(1));
     }
 }

@@ -8,6 +8,7 @@ mod ends;
 #[cfg(feature = "serde")]
 mod json;
 mod labels;
+mod leaving;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod monitor;
@@ -45,6 +46,16 @@ async fn serve<C: Classify>(layer: &SlaLayer<C>, status: StatusCode, after: Dura
         Ok::<_, std::convert::Infallible>(response)
     }));
     exchange(service).await.unwrap();
+}
+
+/// One request that passes this gate alone, and ends well.
+#[cfg(feature = "metrics")]
+async fn serve_by(gate: &palisade_sla::LabelledSla) {
+    let service = service_fn(|_: Request<()>| async {
+        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+    });
+    let layer = palisade_core::gate::GateLayer::new(gate.clone());
+    exchange(layer.layer(service)).await.unwrap();
 }
 
 /// What a percentile may be off by.

@@ -29,15 +29,19 @@ fn values(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     .collect()
 }
 
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+}
+
 #[test]
 fn requests_tokens_and_burn_rates_are_reported_by_name_and_verdict() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = paused();
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
             let layer = layer().named("chat");
@@ -113,11 +117,7 @@ fn requests_tokens_and_burn_rates_are_reported_by_name_and_verdict() {
 fn an_alert_of_a_promise_that_is_no_longer_made_does_not_fire_for_ever() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = paused();
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
             let layer = layer().named("chat");
@@ -134,20 +134,41 @@ fn an_alert_of_a_promise_that_is_no_longer_made_does_not_fire_for_ever() {
             // Looking at this recorder sets its gauges back, so it is done once.
             handle.update(palisade_sla::Objective::success(0.999).unwrap());
             handle.publish();
-            assert_eq!(values(&snapshotter)[key], 0.0);
+            let values = values(&snapshotter);
+            assert_eq!(values[key], 0.0);
+            let rates = values
+                .iter()
+                .filter(|(name, _)| name.contains("rule=latency,window"));
+            assert!(rates.clone().all(|(_, rate)| rate.is_nan()), "{values:#?}");
+            assert_eq!(rates.count(), 7);
+            let left = "palisade_sla_error_budget_left_ratio{layer=chat,rule=";
+            assert!(values[&format!("{left}latency}}")].is_nan());
+            assert_eq!(values[&format!("{left}availability}}")], 1.0);
         });
     });
+}
+
+#[test]
+fn what_was_never_promised_has_no_series() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        let objective = palisade_sla::Objective::success(0.999).unwrap();
+        palisade_sla::Sla::new(objective).handle().publish();
+    });
+    let values = values(&snapshotter);
+    assert!(
+        !values.keys().any(|name| name.contains("latency")),
+        "{values:#?}"
+    );
+    assert!(!values.is_empty());
 }
 
 #[test]
 fn labels_are_reported_when_asked_for_and_as_many_as_have_a_place() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = paused();
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
             let layer = layer()
@@ -186,4 +207,31 @@ fn labels_are_reported_when_asked_for_and_as_many_as_have_a_place() {
             );
         });
     });
+}
+
+#[test]
+fn counts_of_a_label_that_was_let_go_of_never_go_back() {
+    const WINDOW: Duration = Duration::from_secs(300);
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = paused();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let layer = layer().named("chat").publish_labels();
+            let handle = layer.handle();
+            for lives in 0..3 {
+                let endpoint = layer.gate().labelled("endpoint", "gpu-1").unwrap();
+                for _ in 0..10 - lives {
+                    crate::serve_by(&endpoint).await;
+                }
+                // What it counted since it was told of last is not lost with it.
+                drop(endpoint);
+                tokio::time::advance(2 * WINDOW).await;
+                handle.publish();
+                assert!(handle.label("endpoint", "gpu-1", WINDOW).is_none());
+            }
+        });
+    });
+    let key = "palisade_sla_label_requests_total{layer=chat,dimension=endpoint,label=gpu-1,standing=good}";
+    assert_eq!(values(&snapshotter)[key], 10.0 + 9.0 + 8.0);
 }
