@@ -95,6 +95,7 @@ struct Floor {
     sharing: Option<Sharing>,
     prefixes: PrefixCache,
     pace: Pace,
+    errors: Pace,
 }
 
 impl Instance {
@@ -121,6 +122,7 @@ impl Instance {
                 sharing: (rate > 0.0 && rate.is_finite()).then(|| Sharing::new(rate, now)),
                 prefixes: PrefixCache::new(settings.prefix_cache),
                 pace: Pace::new(now),
+                errors: Pace::new(now),
             }),
             scripted: AtomicBool::new(!settings.script.is_empty()),
             script: Mutex::new(settings.script),
@@ -161,6 +163,17 @@ impl Instance {
         self.meters.request();
         self.floor().pace.event(now);
         self.requests.fetch_add(1, Relaxed)
+    }
+
+    /// A request got an error of the server's, or less than a whole answer.
+    pub(crate) fn failed(&self, now: Instant) {
+        self.floor().errors.event(now);
+    }
+
+    /// Requests and failures in a second.
+    fn rates(&self) -> (f64, f64) {
+        let (floor, now) = (self.floor(), time::now());
+        (floor.pace.per_second(now), floor.errors.per_second(now))
     }
 
     pub(crate) fn next_other(&self) -> u64 {
@@ -250,12 +263,14 @@ impl Instance {
         let gauges = self.gauges();
         let free = gauges.slots == 0 || gauges.active < gauges.slots;
         let wait = if free { Duration::ZERO } else { self.wait() };
+        let (requests_per_second, errors_per_second) = self.rates();
         Load {
             instance_id: self.id.clone(),
             active: gauges.active,
             queued: gauges.queued,
             slots: gauges.slots,
-            requests_per_second: self.floor().pace.per_second(time::now()),
+            requests_per_second,
+            errors_per_second,
             simulated_load_seconds: wait.as_secs_f64(),
             cpu_simulation: 100.0 * share(gauges.active, gauges.slots),
         }
@@ -264,14 +279,14 @@ impl Instance {
     /// The load in the text form of ORCA's `endpoint-load-metrics`.
     ///
     /// `cpu_utilization` is the share of slots in use; `application_utilization` counts the queue as well, so that it
-    /// goes beyond 1. `in_flight` counts both.
+    /// goes beyond 1. `in_flight` counts both. `eps` are errors in a second, of `rps_fractional` requests.
     pub(crate) fn orca(&self) -> HeaderValue {
         let gauges = self.gauges();
         let cpu = share(gauges.active, gauges.slots);
         let application = share(gauges.active + gauges.queued, gauges.slots);
-        let rate = self.floor().pace.per_second(time::now());
+        let (rate, errors) = self.rates();
         let text = format!(
-            "TEXT cpu_utilization={cpu:.3}, rps_fractional={rate:.1}, application_utilization={application:.3}, \
+            "TEXT cpu_utilization={cpu:.3}, rps_fractional={rate:.1}, eps={errors:.1}, application_utilization={application:.3}, \
              named_metrics.queue_depth={}, named_metrics.in_flight={}",
             gauges.queued,
             gauges.active + gauges.queued,

@@ -100,6 +100,14 @@ impl Drop for Ticket {
         if self.work {
             let meters = &instance.meters;
             meters.duration(now.saturating_duration_since(self.at));
+            let failed = match ended {
+                Ended::Completed { status, .. } => status.as_u16() >= 500,
+                Ended::Broken { .. } => true,
+                _ => false,
+            };
+            if failed {
+                instance.failed(now);
+            }
             match ended {
                 Ended::Completed { status, .. } if status.as_u16() >= 400 => meters.error(),
                 Ended::Broken { .. } => meters.error(),

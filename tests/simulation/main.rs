@@ -9,6 +9,8 @@ use palisade::balance::{
 };
 
 const ADAPTIVE: Policy = Policy::Ours(Strategy::Adaptive);
+/// It asks endpoints how they do, as the gateway does unless it is told not to.
+const ASKS: Policy = Policy::Asks(Strategy::Adaptive);
 
 /// The same scenario from each seed.
 struct Runs {
@@ -55,6 +57,25 @@ impl Runs {
         assert!(ratio <= bound, "{}: {ratio:.3} > {bound}", self.what);
     }
 
+    fn errors_are_below(&self, bound: f64) {
+        let errors = self.median(Report::errors);
+        println!("{}: {errors:.5} errors", self.what);
+        assert!(errors < bound, "{}: {errors}", self.what);
+    }
+
+    fn are_found_in_two_seconds_and_back_in_a_minute(&self) {
+        let found = self.median(|report| after(report.detected));
+        println!("{}: found after {found:.1} s", self.what);
+        assert!(found < 2.0, "{}: {found}", self.what);
+        self.are_back_in_a_minute();
+    }
+
+    fn are_back_in_a_minute(&self) {
+        let back = self.median(|report| after(report.recovered));
+        println!("{}: back after {back:.1} s", self.what);
+        assert!(back < 60.0, "{}: {back}", self.what);
+    }
+
     fn median(&self, of: impl Fn(&Report) -> f64) -> f64 {
         median(self.policy.iter().map(of))
     }
@@ -80,14 +101,18 @@ fn one_gateway_stays_within_a_tenth_of_the_oracle() {
         ("slow1", 1.10),
         ("blackhole", 1.10),
     ] {
-        runs(name, 1, ADAPTIVE).p99_is_at_most(bound);
+        for policy in [ADAPTIVE, ASKS] {
+            runs(name, 1, policy).p99_is_at_most(bound);
+        }
     }
 }
 
 #[test]
 fn eight_gateways_that_know_nothing_of_each_other_stay_within_a_quarter() {
     for name in ["exponential", "bimodal", "hetero", "slow1", "blackhole"] {
-        runs(name, 8, ADAPTIVE).p99_is_at_most(1.25);
+        for policy in [ADAPTIVE, ASKS] {
+            runs(name, 8, policy).p99_is_at_most(1.25);
+        }
     }
 }
 
@@ -121,10 +146,18 @@ fn hardly_anybody_meets_an_endpoint_at_a_tenth_of_the_speed() {
 fn a_black_hole_costs_less_than_one_request_in_a_thousand() {
     // Each gateway sees by itself whether it is still there.
     for (gateways, part) in [(1, 1), (8, 40)] {
-        let hole = timed("blackhole", gateways, ADAPTIVE, part);
-        let errors = hole.median(Report::errors);
-        println!("{}: {errors:.5} errors", hole.what);
-        assert!(errors < 0.001, "{}: {errors}", hole.what);
+        timed("blackhole", gateways, ADAPTIVE, part).errors_are_below(0.001);
+    }
+}
+
+#[test]
+fn who_asks_endpoints_hears_of_a_black_hole_from_others_and_loses_no_time_with_it() {
+    // By its own requests each of eight gateways reaches an endpoint once in two seconds.
+    for gateways in [1, 8, 50] {
+        runs("blackhole", gateways, ASKS).errors_are_below(0.001);
+        let hole = runs("blackhole-middle", gateways, ASKS);
+        hole.errors_are_below(0.001);
+        hole.are_found_in_two_seconds_and_back_in_a_minute();
     }
 }
 
@@ -132,10 +165,7 @@ fn a_black_hole_costs_less_than_one_request_in_a_thousand() {
 fn an_endpoint_that_fails_its_health_checks_costs_nothing_however_many_gateways_there_are() {
     // Without checks each gateway probes it with a request every fifty seconds: 0.7 % with eight.
     for gateways in [1, 8, 50] {
-        let hole = runs("blackhole", gateways, Policy::Checks(Strategy::Adaptive));
-        let errors = hole.median(Report::errors);
-        println!("{}: {errors:.5} errors", hole.what);
-        assert!(errors < 0.0005, "{}: {errors}", hole.what);
+        runs("blackhole", gateways, Policy::Checks(Strategy::Adaptive)).errors_are_below(0.0005);
     }
 }
 
@@ -143,10 +173,7 @@ fn an_endpoint_that_fails_its_health_checks_costs_nothing_however_many_gateways_
 fn an_endpoint_that_fails_half_is_found_by_gateways_that_seldom_hear_of_it() {
     // One in ten would get half of its requests refused: 5 %.
     for (gateways, bound) in [(1, 0.001), (8, 0.01), (20, 0.022)] {
-        let half = runs("half", gateways, ADAPTIVE);
-        let errors = half.median(Report::errors);
-        println!("{}: {errors:.5} errors", half.what);
-        assert!(errors < bound, "{}: {errors}", half.what);
+        runs("half", gateways, ADAPTIVE).errors_are_below(bound);
     }
 }
 
@@ -155,27 +182,16 @@ fn an_endpoint_that_begins_to_fail_is_found_in_two_seconds_and_is_back_a_minute_
     // Eight gateways with 36 requests in a second among them have each sent it one by then, on average.
     for (gateways, part) in [(1, 1), (8, 10)] {
         let hole = timed("blackhole-middle", gateways, ADAPTIVE, part);
-        let found = hole.median(|report| after(report.detected));
-        let back = hole.median(|report| after(report.recovered));
-        println!(
-            "{}: found after {found:.1} s, back after {back:.1} s",
-            hole.what
-        );
-        assert!(found < 2.0, "{}: {found}", hole.what);
-        assert!(back < 60.0, "{}: {back}", hole.what);
+        hole.are_found_in_two_seconds_and_back_in_a_minute();
         // The hole is there for a third of the run, and nothing else fails.
-        let errors = hole.median(Report::errors);
-        assert!(errors < 0.002, "{}: {errors}", hole.what);
+        hole.errors_are_below(0.002);
     }
 }
 
 #[test]
 fn an_endpoint_that_was_slow_is_back_within_a_minute() {
     for gateways in [1, 8, 20] {
-        let slow = runs("slow1-middle", gateways, ADAPTIVE);
-        let back = slow.median(|report| after(report.recovered));
-        println!("{}: back after {back:.1} s", slow.what);
-        assert!(back < 60.0, "{}: {back}", slow.what);
+        runs("slow1-middle", gateways, ADAPTIVE).are_back_in_a_minute();
     }
 }
 
@@ -183,7 +199,7 @@ fn an_endpoint_that_was_slow_is_back_within_a_minute() {
 fn answers_of_language_models_begin_soon_on_uneven_endpoints() {
     // Each of twenty gateways sends an endpoint one request in the time of four answers. Who knew all speeds and counted
     // what it has in flight would be at 6, and p2c with peak EWMA is at 300.
-    for (gateways, bound) in [(1, 1.3), (8, 1.75), (20, 2.15)] {
+    for (gateways, bound) in [(1, 1.3), (8, 1.75), (20, 2.25)] {
         for policy in [ADAPTIVE, Policy::Costs(Strategy::Adaptive)] {
             runs("llm-uneven", gateways, policy).p99_is_at_most(bound);
         }
@@ -196,7 +212,7 @@ fn who_is_told_how_busy_endpoints_are_is_nearer_to_the_oracle() {
     let probes = Policy::Probes(Strategy::Adaptive);
     for (name, gateways, told, asked) in [
         ("exponential", 20, 1.10, 1.10),
-        ("llm-uneven", 20, 2.0, 1.4),
+        ("llm-uneven", 20, 2.0, 1.5),
         ("exponential", 50, 1.20, 1.15),
         ("bimodal", 50, 1.35, 1.15),
         ("antagonist", 50, 1.60, 1.25),
@@ -208,24 +224,11 @@ fn who_is_told_how_busy_endpoints_are_is_nearer_to_the_oracle() {
 }
 
 #[test]
-fn fifty_gateways_that_ask_each_endpoint_every_second_stay_within_a_half_of_language_models_too() {
-    // Without asking, `llm` and `llm-uneven` are at 3.5 and `cold-start` is at 4: what a gateway hears of an endpoint
-    // once in a minute is no news.
-    for name in [
-        "exponential",
-        "bimodal",
-        "lognormal",
-        "hetero",
-        "hetero16",
-        "slow1",
-        "antagonist",
-        "llm",
-        "llm-uneven",
-        "ramp",
-        "cold-start",
-        "rolling-restart",
-    ] {
-        runs(name, 50, Policy::Probes(Strategy::Adaptive)).p99_is_at_most(1.5);
+fn fifty_gateways_that_ask_endpoints_stay_within_a_half_whatever_those_do() {
+    // Without asking, `llm` and `llm-uneven` are at 3 and `cold-start` is at 4: what a gateway hears of an endpoint once
+    // in a minute is no news.
+    for name in Workload::NAMES {
+        runs(name, 50, ASKS).p99_is_at_most(1.5);
     }
 }
 

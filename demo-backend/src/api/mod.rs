@@ -104,6 +104,8 @@ pub struct Load {
     pub slots: usize,
     /// Requests per second, over the last seconds.
     pub requests_per_second: f64,
+    /// How many of them got a status from 500 on, or less than a whole answer.
+    pub errors_per_second: f64,
     /// About how long a request that comes now waits for a slot.
     pub simulated_load_seconds: f64,
     /// Percent of the slots that are in use.

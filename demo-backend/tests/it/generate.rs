@@ -1,4 +1,4 @@
-use demo_backend::{Ended, MockBackend, api::GenerateResponse};
+use demo_backend::{Ended, MockBackend, Reply, api::GenerateResponse};
 use http::{Method, StatusCode};
 
 use crate::client::{GENERATE, ask, get, http2, post, request, send, whole};
@@ -25,6 +25,26 @@ async fn a_prompt_is_answered_in_the_shape_of_the_contract() {
 }
 
 #[tokio::test]
+async fn errors_are_told_as_long_as_they_are_news_and_those_of_callers_are_none() {
+    let backend = MockBackend::builder().start().await.unwrap();
+    let errors = || backend.load().errors_per_second;
+    for status in [200, 404, 429] {
+        backend.script([Reply::status(status)]);
+        post(&backend, "/generate", GENERATE).await;
+    }
+    assert_eq!(errors(), 0.0);
+    backend.script([Reply::status(502)]);
+    post(&backend, "/generate", GENERATE).await;
+    assert!(errors() > 0.1, "{}", errors());
+    let answer = get(&backend, "/load").await;
+    let said = answer.headers["endpoint-load-metrics"].to_str().unwrap();
+    assert!(
+        said.contains("eps=0.") && !said.contains("eps=0.0"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn every_answer_says_who_gave_it_and_what_the_load_is() {
     let backend = MockBackend::builder()
         .id("one")
@@ -45,6 +65,7 @@ async fn every_answer_says_who_gave_it_and_what_the_load_is() {
         let wanted = [
             "cpu_utilization",
             "rps_fractional",
+            "eps",
             "application_utilization",
             "named_metrics.queue_depth",
             "named_metrics.in_flight",

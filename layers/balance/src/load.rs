@@ -47,6 +47,9 @@ const OVERDUE: f64 = 2.0;
 /// waited longer than they all will on average. At load 0.9, p99 of log-normal sizes is 1.09
 /// of the oracle's with half of the age and 1.04 with this; endpoints that hang or become slow are found as soon.
 const AGE: f64 = 0.3;
+/// One that nobody has heard of is as fast as this part of its peers: who asks one after the other would else ask the
+/// same one, as long as no other is known to be faster.
+const UNHEARD: f64 = 0.9;
 /// A failure weighs at least this much, however soon it follows the last sample.
 const FAILURE_WEIGHT: f64 = 0.25;
 
@@ -223,12 +226,18 @@ impl Load {
         self.looks.due && self.oldest == u64::MAX
     }
 
+    /// Whether nobody has heard of it: neither an answer nor a failure.
+    #[inline]
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.estimate.is_none()
+    }
+
     #[inline]
     fn is_forgotten(&self, idle: f64) -> bool {
         if self.is_odd() {
             idle * self.forget_odd >= 1.0
         } else {
-            idle * self.forget >= OVERDUE
+            self.is_unheard() || idle * self.forget >= OVERDUE
         }
     }
 
@@ -253,10 +262,11 @@ impl Load {
             return (estimate.max(passed(self.oldest, now) * AGE), false);
         };
         let Some(typical) = self.typical else {
-            return (
-                peers + self.penalty(peers, idle),
-                idle * self.forget >= OVERDUE,
-            );
+            if self.is_unheard() {
+                return (UNHEARD * peers, true);
+            }
+            let is_overdue = idle * self.forget >= OVERDUE;
+            return (peers + self.penalty(peers, idle), is_overdue);
         };
         let penalty = if estimate == typical {
             0.0

@@ -66,13 +66,17 @@ impl Peers {
         now >= self.due
     }
 
-    /// Looks at all, and how long their turns are.
+    /// Looks at all, and how long their turns are: for ever, of those that get no requests.
     pub(crate) fn refresh<'a>(
         &mut self,
         all: impl Iterator<Item = (&'a Load, f64)> + Clone,
         now: u64,
     ) {
         self.due = now + EVERY;
+        let plays = all.clone().filter(|(_, stride)| stride.is_finite());
+        // Who is not asked has no errors, and would have all others look as if they had them for themselves.
+        let errors = plays.filter_map(|(load, _)| told(load, now).map(Told::errors));
+        let errors = errors.reduce(f64::min);
         let turns = all.clone().map(|(_, stride)| stride);
         self.shortest = turns.fold(f64::INFINITY, f64::min);
         let loads = all.map(|(load, _)| load);
@@ -81,11 +85,12 @@ impl Peers {
             // Nobody has answered: the next choice may know more.
             None => self.due = now,
         }
-        let told = loads.filter_map(|load| load.told().filter(|told| told.worth(now) > 0.0));
+        let told = loads.filter_map(|load| told(load, now));
         let usually = Usually {
             others: self.median_of(told.clone().filter_map(Told::others)),
             utilization: self.median_of(told.clone().filter_map(Told::utilization)),
-            latency: self.median_of(told.filter_map(Told::latency)),
+            latency: self.median_of(told.clone().filter_map(Told::latency)),
+            errors,
         };
         self.usually = (usually != Usually::default()).then_some(usually);
     }
@@ -106,5 +111,39 @@ impl Peers {
         let middle = self.scratch.len().checked_sub(1)? / 2;
         let (_, median, _) = self.scratch.select_nth_unstable_by(middle, f64::total_cmp);
         Some(*median)
+    }
+}
+
+/// What one has said, as long as that is worth anything.
+fn told(load: &Load, now: u64) -> Option<&Told> {
+    load.told().filter(|told| told.worth(now) > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoadReport;
+
+    #[test]
+    fn who_is_out_and_has_no_errors_makes_nobody_of_those_that_are_asked_a_risk() {
+        let says = |errors| {
+            let mut load = Load::new(0);
+            let report = LoadReport {
+                errors: Some(errors),
+                ..LoadReport::default()
+            };
+            load.report(report, 0);
+            load
+        };
+        let (out, bad, worse) = (says(0.0), says(0.5), says(0.75));
+        let usual = |strides: [f64; 3]| {
+            let mut peers = Peers::new();
+            peers.reserve(3);
+            peers.refresh([&out, &bad, &worse].into_iter().zip(strides), 0);
+            peers.usually().and_then(|usually| usually.errors)
+        };
+        assert_eq!(usual([1.0; 3]), Some(0.0));
+        assert_eq!(usual([f64::INFINITY, 1.0, 1.0]), Some(0.5));
+        assert_eq!(usual([f64::INFINITY; 3]), None, "nobody is compared");
     }
 }

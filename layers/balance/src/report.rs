@@ -14,16 +14,17 @@ pub struct LoadReport {
     pub utilization: Option<f64>,
     /// How long answers that began lately took it, to their end, at about the load that it has now.
     pub latency: Option<Duration>,
+    /// The part of its answers that were errors lately, those to other clients counted: 1 is all of them.
+    pub errors: Option<f64>,
 }
 
 impl LoadReport {
     /// Without what nobody can count with.
     pub(crate) fn sane(self) -> Self {
-        let utilization = self
-            .utilization
-            .filter(|share| share.is_finite() && *share >= 0.0);
+        let is_share = |share: &f64| share.is_finite() && *share >= 0.0;
         Self {
-            utilization,
+            utilization: self.utilization.filter(is_share),
+            errors: self.errors.filter(is_share).map(|share| share.min(1.0)),
             ..self
         }
     }
@@ -39,10 +40,12 @@ mod tests {
             let report = LoadReport {
                 in_flight: Some(7),
                 utilization: Some(odd),
-                latency: None,
+                errors: Some(odd),
+                ..LoadReport::default()
             };
             let sane = report.sane();
             assert_eq!((sane.in_flight, sane.utilization), (Some(7), None));
+            assert_eq!(sane.errors, None);
         }
         let over = LoadReport {
             utilization: Some(1.7),

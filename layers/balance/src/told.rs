@@ -8,6 +8,9 @@ use crate::LoadReport;
 const FRESH: f64 = 1e9;
 /// And no better than none after so many times as long.
 const STALE: f64 = 5.0;
+/// What one says of its errors is as good as new for no longer than this: it is forgotten when penalties are, after ten
+/// seconds, however long answers last. Who is not asked because of it may say nothing more.
+const ERRORS_FRESH: f64 = 2e9;
 /// However much more it says that it has to do than its peers, it is only so many times as dear, before that is halved.
 const MOST: f64 = 4.0;
 /// And however much less.
@@ -40,6 +43,8 @@ pub(crate) struct Usually {
     pub(crate) utilization: Option<f64>,
     /// Nanoseconds.
     pub(crate) latency: Option<f64>,
+    /// The part of answers that were errors, of the one that has the fewest: what all have speaks against nobody.
+    pub(crate) errors: Option<f64>,
 }
 
 impl Usually {
@@ -76,7 +81,11 @@ impl Told {
 
     /// From 1, new, to 0, as good as none.
     pub(crate) fn worth(&self, now: u64) -> f64 {
-        let age = now.saturating_sub(self.at) as f64 / self.fresh;
+        self.fades(self.fresh, now)
+    }
+
+    fn fades(&self, fresh: f64, now: u64) -> f64 {
+        let age = now.saturating_sub(self.at) as f64 / fresh;
         ((STALE - age) / (STALE - 1.0)).clamp(0.0, 1.0)
     }
 
@@ -92,6 +101,11 @@ impl Told {
     /// How long answers took there, in nanoseconds.
     pub(crate) fn latency(&self) -> Option<f64> {
         Some(self.report.latency?.as_nanos() as f64)
+    }
+
+    /// The part of its answers that were errors; who speaks and does not say that has had none.
+    pub(crate) fn errors(&self) -> f64 {
+        self.report.errors.unwrap_or(0.0)
     }
 
     /// Requests there, those sent since counted, and how long they take; if it is new and was not used too often.
@@ -145,6 +159,14 @@ pub(crate) fn slowness(told: &Told, usually: &Usually, now: u64) -> f64 {
     1.0 + told.worth(now) * (times - 1.0)
 }
 
+/// How probable it is that an endpoint fails where its peers would not, by what it says.
+///
+/// Others have found out already, and each gateway would else find out for itself.
+pub(crate) fn risk(told: &Told, usually: &Usually, now: u64) -> f64 {
+    let usual = usually.errors.unwrap_or(1.0);
+    told.fades(told.fresh.min(ERRORS_FRESH), now) * (told.errors() - usual).max(0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -156,13 +178,14 @@ mod tests {
         others: Some(7.0),
         utilization: Some(0.5),
         latency: Some(1e9),
+        errors: None,
     };
 
     fn told(in_flight: Option<u32>, utilization: Option<f64>, own: u32) -> Told {
         let report = LoadReport {
             in_flight,
             utilization,
-            latency: None,
+            ..LoadReport::default()
         };
         Told::new(report, own, 0.0, 0)
     }
@@ -182,8 +205,7 @@ mod tests {
     fn a_report_is_new_for_as_long_as_an_answer_lasts() {
         let report = LoadReport {
             in_flight: Some(15),
-            utilization: None,
-            latency: None,
+            ..LoadReport::default()
         };
         let told = Told::new(report, 0, 10e9, 0);
         let at = |seconds| strain(&told, &USUALLY, seconds * SECOND);
@@ -210,7 +232,7 @@ mod tests {
                         let usually = Usually {
                             others: Some(others),
                             utilization: Some(usual),
-                            latency: None,
+                            ..Usually::default()
                         };
                         let strain = strain(&told(in_flight, utilization, 3), &usually, 0);
                         assert!((0.75..=2.5).contains(&strain), "{strain}");
@@ -276,6 +298,49 @@ mod tests {
         };
         assert_eq!(slowness(&takes(Some(Duration::ZERO)), &at_once, 0), 1.0);
         assert_eq!(slowness(&takes(Some(Duration::MAX)), &at_once, 0), 4.0);
+    }
+
+    #[test]
+    fn who_says_that_it_fails_is_a_risk_as_far_as_its_peers_fail_less_until_that_is_old() {
+        let fails = |errors| {
+            let report = LoadReport {
+                errors: Some(errors),
+                ..LoadReport::default()
+            };
+            Told::new(report, 0, 0.0, 0)
+        };
+        let usually = Usually {
+            errors: Some(0.25),
+            ..Usually::default()
+        };
+        let at = |seconds| risk(&fails(1.0), &usually, seconds * SECOND);
+        assert_eq!([0, 1, 3, 5].map(at), [0.75, 0.75, 0.375, 0.0]);
+        let now = |errors| risk(&fails(errors), &usually, 0);
+        assert_eq!([0.0, 0.25, 0.5, 7.0].map(now), [0.0, 0.0, 0.25, 0.75]);
+        for odd in [f64::NAN, f64::INFINITY, -1.0] {
+            assert_eq!(now(odd), 0.0);
+        }
+        assert_eq!(risk(&told(Some(1), None, 0), &usually, 0), 0.0);
+        assert_eq!(risk(&fails(1.0), &Usually::default(), 0), 0.0);
+    }
+
+    #[test]
+    fn errors_are_forgotten_after_ten_seconds_however_long_answers_last() {
+        let fails = LoadReport {
+            errors: Some(1.0),
+            ..LoadReport::default()
+        };
+        let usually = Usually {
+            errors: Some(0.0),
+            ..Usually::default()
+        };
+        let at = |lasts, seconds| risk(&Told::new(fails, 0, lasts, 0), &usually, seconds * SECOND);
+        for lasts in [2e9, 10e9, 600e9] {
+            assert_eq!(
+                [0, 2, 6, 10].map(|age| at(lasts, age)),
+                [1.0, 1.0, 0.5, 0.0]
+            );
+        }
     }
 
     #[test]

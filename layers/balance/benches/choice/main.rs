@@ -6,6 +6,7 @@
 mod two_threads;
 
 use std::{
+    cell::Cell,
     env,
     hint::{black_box, spin_loop},
     pin::pin,
@@ -20,7 +21,7 @@ use std::{
 use http::{Request, Response};
 use http_body_util::Empty;
 use palisade_balance::{
-    Affinity, Balance, BalanceLayer, Endpoint, EndpointState, Endpoints, Strategy,
+    Affinity, Balance, BalanceLayer, Endpoint, EndpointState, Endpoints, LoadReport, Strategy,
 };
 use palisade_core::{
     attempt::Attempts,
@@ -171,6 +172,22 @@ fn with<T: Clone + Send + Sync + 'static>(extension: T) -> impl Fn() -> Request<
     }
 }
 
+/// Requests to endpoints that say with each turn how they do.
+fn asked(set: &Endpoints<Noop>) -> impl Fn() -> Request<()> + 'static {
+    let (set, sent) = (set.clone(), Cell::new(0u32));
+    let report = LoadReport::parse(b"TEXT rps_fractional=10, eps=0, named_metrics.in_flight=3");
+    let report = report.expect("it says something");
+    move || {
+        if sent.get() % REQUESTS == 0 {
+            for endpoint in set.snapshot() {
+                set.report(&endpoint.name, &report);
+            }
+        }
+        sent.set(sent.get().wrapping_add(1));
+        plain()
+    }
+}
+
 const NOTHING: &str = "nothing around it";
 const TEN: &str = "adaptive, 10";
 const EWMA: &str = "tower p2c PeakEwma, 10";
@@ -193,10 +210,16 @@ fn runners(sets: &[(u32, Endpoints<Noop>)]) -> Vec<Runner> {
     let ten = |name: &str, request: Box<dyn Fn() -> Request<()>>| {
         Runner::new(name, Balance::adaptive(endpoints(10)), request)
     };
+    let told = endpoints(10);
     let hash = BalanceLayer::consistent_hash().layer(endpoints(10));
     let affinity = with(Affinity::of("a session"));
     all.extend([
         Runner::new("consistent_hash, 10, affinity", hash, affinity),
+        Runner::new(
+            "adaptive, 10, asked",
+            Balance::adaptive(told.clone()),
+            asked(&told),
+        ),
         ten(
             "adaptive, 10, attempts noted",
             Box::new(|| with(Attempts::default())()),

@@ -6,7 +6,7 @@ use palisade_core::{classify::Verdict, gate::Outlook, settle::End, time};
 use tokio::time::Instant;
 
 use super::{Fleet, Item, Need, Want};
-use crate::{coin::Coin, slot::Ticket, strategy::Strategy};
+use crate::{LoadReport, coin::Coin, slot::Ticket, strategy::Strategy};
 
 const ENDPOINTS: usize = 10;
 const MS: Duration = Duration::from_millis(1);
@@ -171,4 +171,30 @@ fn sixty_seconds_after_it_works_again_it_has_four_fifths_of_its_share_however_lo
             assert!(share >= 0.08, "{fault:?} {outage} ms {seed}: {share}");
         }
     }
+}
+
+#[test]
+fn one_that_says_that_it_fails_and_does_not_gets_a_request_of_thousands_at_last() {
+    let mut traffic = Traffic::new(Strategy::Adaptive, MS * 60, 1);
+    let mut shares = |first: f64, seconds: u32| {
+        let (sent, to_first) = (traffic.sent, traffic.to_first);
+        for _ in 0..seconds {
+            for number in 0..ENDPOINTS {
+                let report = LoadReport {
+                    errors: Some(if number == 0 { first } else { 0.0 }),
+                    ..LoadReport::default()
+                };
+                let now = traffic.now;
+                traffic.fleet.report(|one| one.0 == number, &report, now);
+            }
+            traffic.share(1000, Fault::None);
+        }
+        let to_first = traffic.to_first - to_first;
+        (to_first, to_first as f64 / (traffic.sent - sent) as f64)
+    };
+    let (looks, share) = shares(1.0, 3000);
+    assert!(looks >= 3 && share < 0.001, "{looks} {share}");
+    shares(0.0, 60);
+    let (_, share) = shares(0.0, 100);
+    assert!(share >= 0.08, "{share}");
 }

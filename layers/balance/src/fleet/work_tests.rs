@@ -373,11 +373,13 @@ fn report() -> impl proptest::strategy::Strategy<Value = LoadReport> {
         prop::option::of(any::<u32>()),
         prop::option::of(odd()),
         latency,
+        prop::option::of(odd()),
     )
-        .prop_map(|(in_flight, utilization, latency)| LoadReport {
+        .prop_map(|(in_flight, utilization, latency, errors)| LoadReport {
             in_flight,
             utilization,
             latency,
+            errors,
         })
 }
 
@@ -468,6 +470,30 @@ proptest! {
         }
         for slot in fleet.slots() {
             prop_assert_eq!((slot.load.in_flight(), slot.load.queue()), (0, 0.0));
+        }
+    }
+}
+
+#[test]
+fn who_asks_one_after_the_other_soon_hears_of_all() {
+    let answers = [(20, 0), (20, 200), (1, 0), (300, 9_700)];
+    for (waits, streams) in answers {
+        // The median of all is a few milliseconds old.
+        for (of, soon) in [(3, 30), (10, 60)] {
+            let mut now = time::now();
+            let mut fleet = fleet(Strategy::Adaptive, &vec![1.0; of], u32::MAX, now);
+            let mut seen = std::collections::HashSet::new();
+            let mut coin = Coin::seeded(7);
+            for _ in 0..soon {
+                let (one, mut ticket) = fleet.pick(now, &Need::default(), any_of).unwrap();
+                seen.insert(one.0);
+                let luck = 0.5 + coin.share();
+                now += (MS * waits).mul_f64(luck);
+                fleet.first_data(&mut ticket, now);
+                now += (MS * streams).mul_f64(luck);
+                succeeds(&mut fleet, ticket, now);
+            }
+            assert_eq!(seen.len(), of, "{waits} ms and {streams} ms");
         }
     }
 }

@@ -25,8 +25,11 @@ fn times(size: f64) -> Size {
 }
 
 #[test]
-fn an_unknown_endpoint_is_like_its_peers() {
-    assert_eq!(Load::new(0).latency(PEERS, 5 * MS), PEERS);
+fn an_unknown_endpoint_is_a_little_better_than_its_peers_until_it_is_asked() {
+    let mut load = Load::new(0);
+    assert_eq!(load.latency(PEERS, 5 * MS), 0.9 * PEERS);
+    load.start(Size::ONE, &NORM, 5 * MS);
+    assert_eq!(load.latency(PEERS, 5 * MS), PEERS);
 }
 
 #[test]

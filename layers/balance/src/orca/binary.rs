@@ -1,4 +1,4 @@
-//! The binary form: a message of Protocol Buffers in base64, of which three fields matter.
+//! The binary form: a message of Protocol Buffers in base64, of which five fields matter.
 
 use base64::{
     Engine,
@@ -15,6 +15,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 const CPU_UTILIZATION: u64 = 1;
+const RPS_FRACTIONAL: u64 = 6;
+const EPS: u64 = 7;
 const NAMED_METRICS: u64 = 8;
 const APPLICATION_UTILIZATION: u64 = 9;
 
@@ -32,6 +34,8 @@ pub(super) fn parse(mut message: &[u8]) -> Option<Said> {
     while !message.is_empty() {
         match field(&mut message)? {
             (CPU_UTILIZATION, Value::Double(value)) => said.hear(b"cpu_utilization", value),
+            (RPS_FRACTIONAL, Value::Double(value)) => said.hear(b"rps_fractional", value),
+            (EPS, Value::Double(value)) => said.hear(b"eps", value),
             (APPLICATION_UTILIZATION, Value::Double(value)) => {
                 said.hear(b"application_utilization", value);
             }

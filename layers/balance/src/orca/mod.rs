@@ -22,6 +22,8 @@ const BINARY: &str = "endpoint-load-metrics-bin";
 /// What is longer is no report: those of model servers have a few hundred bytes, and whoever sends more would have
 /// each answer pay for it.
 const LONGEST: usize = 4096;
+/// Requests in a second that are taken to have gone well beside those that were counted.
+const UNCOUNTED: f64 = 0.5;
 
 impl LoadReport {
     /// Reads the header `endpoint-load-metrics`, or `endpoint-load-metrics-bin` as gRPC has it in its trailers.
@@ -58,6 +60,7 @@ impl LoadReport {
     /// | `utilization` | `application_utilization` unless it is 0, else `cpu_utilization`, else how full the cache of keys and values is: `kv_cache_usage_perc`, `gpu_cache_usage_perc`, `kv_cache_utilization`, `token_usage` |
     /// | `in_flight` | `in_flight` or `server_load`, else the sum of those that run, `num_requests_running`, `num_running_reqs` or `active`, and of those that wait, `num_requests_waiting`, `num_queue_reqs`, `queue_depth` or `queued`: as many as it says, where it says one of both |
     /// | `latency` | `latency_seconds` or `latency_ms` |
+    /// | `errors` | `eps`, errors in a second, of `rps_fractional`, requests in a second, or of as many as there were errors, and half a request that nobody counts: one error is not all there is to say where hardly anybody asks |
     ///
     /// These are the names of vLLM, SGLang, TensorRT-LLM and Triton. They may have `named_metrics.` in front or be in
     /// the JSON object of that name, with `vllm:` or the like before them. What is negative, infinite or no number does
@@ -87,6 +90,14 @@ impl LoadReport {
             text(value)
         };
         said.report()
+    }
+}
+
+impl LoadReport {
+    /// The part that were errors, where there are so many of them and so many requests in a second.
+    pub(crate) fn error_share(errors: f64, requests: f64) -> f64 {
+        // Requests are counted when they come, or only those that go well, and errors when they end: each was a request.
+        errors / (requests.max(errors) + UNCOUNTED)
     }
 }
 
@@ -123,6 +134,8 @@ struct Said {
     running: Option<f64>,
     waiting: Option<f64>,
     latency: Option<f64>,
+    requests: Option<f64>,
+    errors: Option<f64>,
 }
 
 impl Said {
@@ -149,6 +162,8 @@ impl Said {
             }
             b"latency_seconds" => (&mut self.latency, value),
             b"latency_ms" => (&mut self.latency, value / 1e3),
+            b"rps_fractional" | b"rpsFractional" => (&mut self.requests, value),
+            b"eps" => (&mut self.errors, value),
             _ => return,
         };
         // Minus zero is zero.
@@ -169,6 +184,10 @@ impl Said {
             in_flight: self.in_flight.or(known).map(|many| many.round() as u32),
             utilization: utilization.or(self.cache),
             latency: latency.and_then(Result::ok),
+            errors: self
+                .errors
+                .zip(self.requests)
+                .map(|(errors, requests)| LoadReport::error_share(errors, requests)),
         };
         (report != LoadReport::default()).then_some(report)
     }

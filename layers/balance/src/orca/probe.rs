@@ -7,7 +7,7 @@ use http::{
 };
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
-use palisade_core::BoxError;
+use palisade_core::{BoxError, reject::Rejected};
 use tower_service::Service;
 
 use super::LONGEST;
@@ -51,23 +51,29 @@ impl OrcaProbe {
     }
 
     /// The report of this endpoint: that of the headers, whatever the status; or else that of the body of a good
-    /// answer, as [`LoadReport::parse`] reads it, 4 KiB at most.
+    /// answer, as [`LoadReport::parse`] reads it, 4 KiB at most. Of one that cannot be reached, that all of its
+    /// answers are [errors](LoadReport::errors), unless a layer of this side has [refused](Rejected) to ask.
     ///
     /// `service` is waited for until it is ready. The URI has no authority: a service that reaches one endpoint knows
     /// it.
     pub async fn ask<S, B, R>(self, mut service: S) -> Option<LoadReport>
     where
-        S: Service<Request<B>, Response = Response<R>>,
+        S: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>>,
         B: Default,
         R: Body<Data: Buf, Error: Into<BoxError>>,
     {
         let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
-        ready.ok()?;
+        if let Err(error) = ready {
+            return unreachable(error);
+        }
         let mut request = Request::new(B::default());
         *request.uri_mut() = self.path.into();
         let headers = request.headers_mut();
         headers.insert(FORMAT, HeaderValue::from_static("text"));
-        let (head, body) = service.call(request).await.ok()?.into_parts();
+        let (head, body) = match service.call(request).await {
+            Ok(response) => response.into_parts(),
+            Err(error) => return unreachable(error),
+        };
         // Read even if the headers have said it all: HTTP/1.1 can use a connection again when its answer was read.
         let body = Limited::new(body, LONGEST).collect().await;
         LoadReport::from_headers(&head.headers).or_else(|| {
@@ -75,4 +81,12 @@ impl OrcaProbe {
             LoadReport::parse(&body.to_bytes())
         })
     }
+}
+
+fn unreachable(error: impl Into<BoxError>) -> Option<LoadReport> {
+    let failed = LoadReport {
+        errors: Some(1.0),
+        ..LoadReport::default()
+    };
+    Rejected::find(&*error.into()).is_none().then_some(failed)
 }

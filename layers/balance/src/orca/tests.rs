@@ -11,7 +11,7 @@ fn said(utilization: impl Into<Option<f64>>, in_flight: impl Into<Option<u32>>) 
     LoadReport {
         in_flight: in_flight.into(),
         utilization: utilization.into(),
-        latency: None,
+        ..LoadReport::default()
     }
 }
 
@@ -23,6 +23,8 @@ fn message(metrics: &[(&str, f64)]) -> Vec<u8> {
         match *name {
             "cpu_utilization" => bytes.extend(fixed(1)),
             "mem_utilization" => bytes.extend(fixed(2)),
+            "rps_fractional" => bytes.extend(fixed(6)),
+            "eps" => bytes.extend(fixed(7)),
             "application_utilization" => bytes.extend(fixed(9)),
             name => {
                 let name = name.strip_prefix("named_metrics.").unwrap();
@@ -98,7 +100,10 @@ fn what_servers_send_is_understood() {
         (
             "TEXT cpu_utilization=0.3, mem_utilization=0.8, rps_fractional=10.0, eps=1, \
              named_metrics.kv_cache_utilization=0.4",
-            said(0.3, None),
+            LoadReport {
+                errors: Some(1.0 / 10.5),
+                ..said(0.3, None)
+            },
         ),
         // Envoy's tests, of old and of now.
         ("cpu_utilization:0.7,named_metrics.foo:0.1", said(0.7, None)),
@@ -144,6 +149,28 @@ fn latencies_have_a_unit() {
     assert_eq!(latency("TEXT named_metrics.latency_seconds=0.25"), wanted);
     assert_eq!(latency("TEXT named_metrics.latency_ms=250"), wanted);
     assert_eq!(latency("TEXT named_metrics.latency_seconds=1e300"), None);
+}
+
+#[test]
+fn errors_are_a_part_of_requests_of_which_nobody_counts_a_few() {
+    let errors = |value| parse(value).and_then(|report| report.errors);
+    assert_eq!(errors("TEXT eps=2, rps_fractional=7.5"), Some(0.25));
+    assert_eq!(
+        errors("JSON {\"eps\": 4.5, \"rpsFractional\": 4.5}"),
+        Some(0.9)
+    );
+    assert_eq!(errors("TEXT eps=0, rps_fractional=0"), Some(0.0));
+    assert_eq!(errors("TEXT eps=2"), None, "of how many?");
+    assert_eq!(errors("TEXT rps_fractional=2"), None);
+}
+
+#[test]
+fn errors_that_end_when_no_request_comes_are_errors_all_the_same() {
+    let errors = |value| parse(value).and_then(|report| report.errors);
+    assert_eq!(errors("TEXT eps=4.5, rps_fractional=0"), Some(0.9));
+    assert_eq!(errors("TEXT eps=4.5, rps_fractional=0.5"), Some(0.9));
+    let most = format!("TEXT eps={0}, rps_fractional={0}", f64::MAX);
+    assert_eq!(errors(&most), Some(1.0));
 }
 
 #[test]
@@ -251,8 +278,10 @@ fn a_request_for_a_report_is_none() {
     assert_eq!(LoadReport::from_headers(&headers), None);
 }
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "cpu_utilization",
+    "rps_fractional",
+    "eps",
     "application_utilization",
     "mem_utilization",
     "named_metrics.in_flight",
@@ -294,6 +323,9 @@ fn model(metrics: &[(&str, f64)]) -> Option<LoadReport> {
             .or(application)
             .map(f64::abs),
         latency: get("latency_ms").and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
+        errors: get("eps")
+            .zip(get("rps_fractional"))
+            .map(|(errors, all)| errors.abs() / (all.max(errors) + 0.5)),
     };
     (report != LoadReport::default()).then_some(report)
 }

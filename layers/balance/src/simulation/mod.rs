@@ -98,6 +98,7 @@ pub fn run(scenario: &Scenario, policy: Policy) -> Result<Report, InvalidScenari
         Policy::Reports(strategy) => ours(strategy, Told::Reports, world),
         Policy::Checks(strategy) => ours(strategy, Told::Health, world),
         Policy::Probes(strategy) => ours(strategy, Told::Probes, world),
+        Policy::Asks(strategy) => ours(strategy, Told::Both, world),
         Policy::PeakEwma => two(Measure::PeakEwma, world),
         Policy::InFlight => two(Measure::InFlight, world),
         Policy::Probing => finish(scenario, policy, world, Probing::new(gateways, seed)),

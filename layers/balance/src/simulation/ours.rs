@@ -49,6 +49,8 @@ pub(super) enum Told {
     Reports,
     Probes,
     Health,
+    /// What probes and what checks find.
+    Both,
 }
 
 pub(super) struct Ours {
@@ -85,7 +87,7 @@ impl Ours {
             gateways: (0..gateways).map(gateway).collect(),
             strategy,
             told,
-            checks: (told == Told::Health).then(|| {
+            checks: matches!(told, Told::Health | Told::Both).then(|| {
                 let coin = Stream::Health.coin(seed, 0);
                 Checks::new(gateways, servers.len(), coin)
             }),
@@ -151,7 +153,7 @@ impl Balancer for Ours {
         if self.told == Told::Reports {
             let report = LoadReport {
                 latency: None,
-                ..over.server.report()
+                ..over.server.report(over.now)
             };
             fleet.report(|number| number.0 == at, &report, now);
         }
@@ -166,7 +168,7 @@ impl Balancer for Ours {
     }
 
     fn gateways(&self) -> usize {
-        if self.told == Told::Probes {
+        if matches!(self.told, Told::Probes | Told::Both) {
             self.gateways.len()
         } else {
             0

@@ -35,6 +35,8 @@ pub enum Policy {
     Probes(Strategy),
     /// The same, and each gateway checks the health of each endpoint every thirty seconds: `...+checks`.
     Checks(Strategy),
+    /// The same, with those probes and those checks, as `demo-gateway` has it: `...+probes+checks`.
+    Asks(Strategy),
     /// Tower's `Balance` with its `PeakEwma` that forgets within ten seconds: two are drawn, and the one with the lower
     /// product of peak latency and pending requests is taken. `p2c_peak_ewma`.
     PeakEwma,
@@ -53,6 +55,7 @@ const COSTS: &str = "+costs";
 const REPORTS: &str = "+reports";
 const PROBES: &str = "+probes";
 const CHECKS: &str = "+checks";
+const BOTH: &str = "+probes+checks";
 
 impl Policy {
     /// Ours and those of others, without costs and reports.
@@ -77,6 +80,7 @@ impl fmt::Display for Policy {
             Self::Reports(strategy) => return write!(f, "{strategy}{REPORTS}"),
             Self::Probes(strategy) => return write!(f, "{strategy}{PROBES}"),
             Self::Checks(strategy) => return write!(f, "{strategy}{CHECKS}"),
+            Self::Asks(strategy) => return write!(f, "{strategy}{BOTH}"),
             Self::PeakEwma => "p2c_peak_ewma",
             Self::InFlight => "p2c_in_flight",
             Self::Probing => "probing",
@@ -103,6 +107,7 @@ impl FromStr for Policy {
                 Some((name, REPORTS)) => strategy(name).map(Self::Reports),
                 Some((name, PROBES)) => strategy(name).map(Self::Probes),
                 Some((name, CHECKS)) => strategy(name).map(Self::Checks),
+                Some((name, BOTH)) => strategy(name).map(Self::Asks),
                 _ => strategy(name).map(Self::Ours),
             },
         }
@@ -133,7 +138,7 @@ impl fmt::Display for UnknownPolicy {
         let names = names.join(", ");
         write!(
             f,
-            "unknown policy, expected one of {names}, or a strategy with {COSTS}, {REPORTS}, {PROBES} or {CHECKS}"
+            "unknown policy, expected one of {names}, or a strategy with {COSTS}, {REPORTS}, {PROBES}, {CHECKS} or {BOTH}"
         )
     }
 }
@@ -204,13 +209,21 @@ mod tests {
                 Policy::Reports,
                 Policy::Probes,
                 Policy::Checks,
+                Policy::Asks,
             ];
             told.map(|told| told(strategy))
         });
         for policy in Policy::all().chain(more) {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
-        for name in ["", "+costs", "adaptive+", "adaptive+costs+costs", "Oracle"] {
+        for name in [
+            "",
+            "+costs",
+            "adaptive+",
+            "adaptive+costs+costs",
+            "adaptive+checks+probes",
+            "Oracle",
+        ] {
             assert_eq!(name.parse::<Policy>(), Err(UnknownPolicy), "{name}");
         }
     }

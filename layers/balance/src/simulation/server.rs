@@ -16,6 +16,9 @@ const LEVELS: usize = 64;
 /// How much the last answer counts in what is told of latencies.
 const LAST: f64 = 0.3;
 
+/// How long requests count in how many there are in a second, in nanoseconds.
+const MEMORY: f64 = 5e9;
+
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Served {
@@ -39,6 +42,10 @@ pub(super) struct Server {
     pub(super) in_flight: u32,
     /// How long answers took that began with so many in flight; 0 when nobody knows.
     latencies: [f64; LEVELS],
+    /// Answers in a second, and those of them that were errors, at the time of the last one.
+    ended: f64,
+    failed: f64,
+    ended_at: u64,
 }
 
 impl Server {
@@ -71,6 +78,9 @@ impl Server {
             present,
             in_flight: 0,
             latencies: [0.0; LEVELS],
+            ended: 0.0,
+            failed: 0.0,
+            ended_at: 0,
         }
     }
 
@@ -98,8 +108,13 @@ impl Server {
     }
 
     /// One request fewer, which had come with so many in flight.
-    pub(super) fn over(&mut self, level: u32, took: u64) {
+    pub(super) fn over(&mut self, level: u32, took: u64, failed: bool, now: u64) {
         self.in_flight -= 1;
+        let (ended, errors) = self.rates(now);
+        let one = SECOND / MEMORY;
+        self.ended = ended + one;
+        self.failed = errors + one * f64::from(u8::from(failed));
+        self.ended_at = now;
         let known = &mut self.latencies[(level as usize).min(LEVELS - 1)];
         let took = took.max(1) as f64;
         *known = if *known > 0.0 {
@@ -109,12 +124,20 @@ impl Server {
         };
     }
 
+    /// Answers and errors in a second.
+    fn rates(&self, now: u64) -> (f64, f64) {
+        let faded = (-((now - self.ended_at) as f64) / MEMORY).exp();
+        (self.ended * faded, self.failed * faded)
+    }
+
     /// What it says when it is asked how it does.
-    pub(super) fn report(&self) -> LoadReport {
+    pub(super) fn report(&self, now: u64) -> LoadReport {
+        let (ended, failed) = self.rates(now);
         LoadReport {
             in_flight: Some(self.in_flight),
             utilization: Some(f64::from(self.in_flight) / f64::from(self.slots)),
             latency: self.latency().map(Duration::from_nanos),
+            errors: Some(LoadReport::error_share(failed, ended)),
         }
     }
 
@@ -340,14 +363,34 @@ mod tests {
     #[test]
     fn it_tells_how_long_answers_take_that_begin_now() {
         let mut server = server(&Group::of(1));
-        assert_eq!(server.report().latency, None);
+        assert_eq!(server.report(0).latency, None);
         server.in_flight = 3;
-        server.over(1, 7 * S);
-        assert_eq!(server.report().latency, Some(Duration::from_secs(7)));
+        server.over(1, 7 * S, false, 0);
+        assert_eq!(server.report(0).latency, Some(Duration::from_secs(7)));
         server.in_flight = 6;
-        server.over(5, 9 * S);
-        let report = server.report();
+        server.over(5, 9 * S, false, 0);
+        let report = server.report(0);
         assert_eq!(report.latency, Some(Duration::from_secs(9)));
         assert_eq!(report.utilization, Some(1.25));
+    }
+
+    #[test]
+    fn it_tells_how_many_of_its_answers_are_errors_until_nobody_asks() {
+        let mut server = server(&Group::of(1));
+        assert_eq!(server.report(0).errors, Some(0.0));
+        let mut errors = |fails: bool, from: u64| {
+            for tenth in 0..300 {
+                let now = from + tenth * S / 10;
+                server.in_flight += 1;
+                server.over(0, S, fails, now);
+            }
+            let end = from + 30 * S;
+            [0, 60].map(|later| server.report(end + later * S).errors.unwrap())
+        };
+        assert_eq!(errors(false, 0), [0.0, 0.0]);
+        let [now, later] = errors(true, 100 * S);
+        // Ten in a second, and the half that nobody counts.
+        assert!((now - 10.0 / 10.5).abs() < 0.01, "{now}");
+        assert!(later < 0.001, "{later}");
     }
 }

@@ -173,7 +173,7 @@ impl<B: Balancer> Course<'_, B> {
             Event::Probed(gateway, at) => {
                 let server = &self.world.servers[at as usize];
                 if server.tells(now) {
-                    let report = server.report();
+                    let report = server.report(now);
                     self.balancer
                         .probed(gateway as usize, at as usize, report, now);
                 }
@@ -188,7 +188,12 @@ impl<B: Balancer> Course<'_, B> {
             }
             Event::Over(at) => self.over(at, now),
             Event::Done(at, level, took) => {
-                self.world.servers[at as usize].over(level, u64::from(took) * 1_000_000);
+                self.world.servers[at as usize].over(
+                    level,
+                    u64::from(took) * 1_000_000,
+                    false,
+                    now,
+                );
             }
             Event::LooksAgain(at) => self.place(at, now),
         }
@@ -319,7 +324,7 @@ impl<B: Balancer> Course<'_, B> {
         };
         // Who gives up leaves the endpoint at work, unless that never began.
         if fate != Fate::GivenUp || first == u64::MAX {
-            server.over(level, now - sent);
+            server.over(level, now - sent, fate == Fate::Failed, now);
         }
         self.record.note(number, &job, first, now, fate);
         let over = Over {

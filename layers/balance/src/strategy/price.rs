@@ -10,6 +10,12 @@ use crate::{
 /// An endpoint that is [overdue](Load::is_overdue) is as cheap as can be, once its peers have had this many turns since
 /// its last: looking again at slow ones stays below a hundredth of the requests however little traffic there is.
 const MISSED_TURNS: f64 = 100.0;
+/// One that nobody has heard of waits for no more, and not for its time: one of its peers is always a bit faster than
+/// usual. Where there are many gateways, fewer have them all look at one that has just come at once.
+const UNHEARD_TURNS: f64 = 30.0;
+/// And one that says that it fails waits for so many: it would say when that is over, but may not tell the truth, as one
+/// that answers all but probes.
+const FAILING_TURNS: f64 = 1000.0;
 const OVERDUE: f64 = f64::MIN_POSITIVE;
 
 /// As many requests in flight as this speak for a doubtful endpoint.
@@ -90,7 +96,7 @@ impl Pricing for Untold {
     // Into the loop, which it decides how long it takes.
     #[inline(always)]
     fn of(&self, view: &View<'_>, _: f64) -> f64 {
-        unstrained(view, view.field.peers)
+        unstrained(view, view.field.peers, 0.0)
     }
 }
 
@@ -105,12 +111,18 @@ impl Pricing for Adaptive {
 #[inline(always)]
 pub(crate) fn adaptive(view: &View<'_>) -> f64 {
     let (Some(usually), Some(told)) = (&view.field.usually, view.load.told()) else {
-        return unstrained(view, view.field.peers);
+        return unstrained(view, view.field.peers, 0.0);
     };
     let slowness = told::slowness(told, usually, view.field.now);
-    let price = unstrained(view, view.field.peers * slowness);
+    let risk = risk(view);
+    let price = unstrained(view, view.field.peers * slowness, risk);
     if price == OVERDUE {
-        return price;
+        // What another look would show, it says itself.
+        return if risk > view.field.peers && !has_missed(view, FAILING_TURNS) {
+            risk * view.stride
+        } else {
+            price
+        };
     }
     let strain = told::strain(told, usually, view.field.now);
     // Who fails has little to do, and that must attract nobody.
@@ -118,14 +130,23 @@ pub(crate) fn adaptive(view: &View<'_>) -> f64 {
     price * strain.max(least)
 }
 
-/// Whatever it says of its load, where its peers take this long.
+/// What it may cost in failures, by what it says, in nanoseconds of latency.
+#[inline]
+fn risk(view: &View<'_>) -> f64 {
+    let said = view.field.usually.as_ref().zip(view.load.told());
+    said.map_or(0.0, |(usually, told)| {
+        view.field.penalty * told::risk(told, usually, view.field.now)
+    })
+}
+
+/// Whatever it says of its load, where its peers take this long, and so much is added for what it may cost besides.
 #[inline(always)]
-fn unstrained(view: &View<'_>, peers: f64) -> f64 {
+fn unstrained(view: &View<'_>, peers: f64, more: f64) -> f64 {
     let (latency, is_overdue) = view.load.expect(peers, view.field.now);
     if view.load.is_due() || is_overdue && has_missed_turns(view) {
         return OVERDUE;
     }
-    let latency = at_least(view, latency) + view.field.place * view.load.pace();
+    let latency = at_least(view, latency) + view.field.place * view.load.pace() + more;
     latency * (view.load.queue() + view.field.size) * view.stride
 }
 
@@ -191,7 +212,8 @@ pub(super) fn prequal(view: &View<'_>) -> f64 {
     }
     let latency = probed.latency.unwrap_or_else(|| latency(view));
     let doubt = if view.doubtful { DOUBT } else { 1.0 };
-    within(0.0, seconds(latency.max(1.0)) * doubt * view.stride)
+    let latency = latency.max(1.0) + risk(view);
+    within(0.0, seconds(latency) * doubt * view.stride)
 }
 
 /// When its next turn begins. Who was away has no turns to catch up, and how long the last one is counts by the share
@@ -233,7 +255,18 @@ fn is_overdue(view: &View<'_>) -> bool {
 
 #[inline]
 fn has_missed_turns(view: &View<'_>) -> bool {
-    view.field.round - view.turn >= (1.0 + MISSED_TURNS) * view.stride
+    let turns = match (view.load.is_unheard(), view.doubtful) {
+        (false, _) => MISSED_TURNS,
+        (true, false) => UNHEARD_TURNS,
+        // It is out, and has probes of its own.
+        (true, true) => return false,
+    };
+    has_missed(view, turns)
+}
+
+#[inline]
+fn has_missed(view: &View<'_>, turns: f64) -> bool {
+    view.field.round - view.turn >= (1.0 + turns) * view.stride
 }
 
 fn race(view: &View<'_>) -> f64 {

@@ -65,6 +65,7 @@ fn report(in_flight: u32, latency: Option<u64>) -> LoadReport {
         in_flight: Some(in_flight),
         utilization: Some(0.5),
         latency: latency.map(Duration::from_nanos),
+        errors: None,
     }
 }
 
@@ -89,6 +90,7 @@ fn every_price_is_finite_and_dearer_than_a_probe() {
         in_flight: Some(u32::MAX),
         utilization: Some(f64::MAX),
         latency: Some(Duration::MAX),
+        errors: Some(1.0),
     };
     fresh.report(told, 0);
     let odd = LoadReport {
@@ -104,6 +106,7 @@ fn every_price_is_finite_and_dearer_than_a_probe() {
                 others: Some(f64::from(u32::MAX)),
                 utilization: Some(f64::MAX),
                 latency: Some(f64::MAX),
+                errors: Some(1.0),
             }),
             bound: Some(0.0),
             hot: Some(0),
@@ -117,6 +120,7 @@ fn every_price_is_finite_and_dearer_than_a_probe() {
                 others: Some(0.0),
                 utilization: Some(0.0),
                 latency: Some(0.0),
+                errors: Some(0.0),
             }),
             bound: Some(f64::MAX),
             hot: Some(u32::MAX),
@@ -175,7 +179,7 @@ fn reports_tell_adaptive_of_the_requests_of_others() {
         usually: Some(Usually {
             others: Some(7.0),
             utilization: Some(0.5),
-            latency: None,
+            ..Usually::default()
         }),
         ..field(SECOND)
     };
@@ -198,8 +202,8 @@ fn who_is_forgotten_is_as_slow_as_it_says_and_looked_at_all_the_same() {
     let now = 100 * SECOND;
     let usually = Some(Usually {
         others: Some(7.0),
-        utilization: None,
         latency: Some(2e9),
+        ..Usually::default()
     });
     let field = Field {
         usually,
@@ -211,19 +215,19 @@ fn who_is_forgotten_is_as_slow_as_it_says_and_looked_at_all_the_same() {
     };
     let price = |load: &Load, field: &Field| Strategy::Adaptive.price(&view(load, field));
     // Nobody has heard of it; it was slower than its peers; it was odd.
-    let known = [0, 3 * SECOND / 2, 3 * SECOND];
-    for mut load in known.map(|latency| match latency {
-        0 => Load::new(0),
-        latency => load(latency, 0),
+    let known = [(0, 0.9e9), (3 * SECOND / 2, 1e9), (3 * SECOND, 1e9)];
+    for (mut load, forgotten) in known.map(|(latency, forgotten)| match latency {
+        0 => (Load::new(0), forgotten),
+        latency => (load(latency, 0), forgotten),
     }) {
-        assert_eq!(price(&load, &field), 1e9);
+        assert_eq!(price(&load, &field), forgotten);
         load.report(report(7, Some(SECOND)), now);
-        assert_eq!(price(&load, &field), 1e9, "it says that it is faster");
+        assert_eq!(price(&load, &field), forgotten, "it says that it is faster");
         load.report(report(7, Some(6 * SECOND)), now);
-        assert_eq!(price(&load, &field), 3e9);
+        assert_eq!(price(&load, &field), 3.0 * forgotten);
         assert_eq!(
             Strategy::LeastResponseTime.price(&view(&load, &field)),
-            1e9,
+            forgotten,
             "it does not ask for reports"
         );
         assert_eq!(price(&load, &due), f64::MIN_POSITIVE, "its turn has come");
@@ -426,4 +430,50 @@ fn chance_draws_by_weight() {
             "{counts:?}"
         );
     }
+}
+
+#[test]
+fn who_says_that_it_fails_costs_what_that_would_and_is_not_looked_at_to_see() {
+    let now = 100 * SECOND;
+    let says = |errors| LoadReport {
+        errors: Some(errors),
+        ..report(7, Some(SECOND))
+    };
+    let field = Field {
+        usually: Some(Usually {
+            others: Some(7.0),
+            latency: Some(1e9),
+            errors: Some(0.0),
+            ..Usually::default()
+        }),
+        penalty: 5e9,
+        hot: Some(100),
+        ..field(now)
+    };
+    let due = Field {
+        round: 1e3,
+        ..field
+    };
+    let mut one = load(SECOND, 0);
+    let mut priced = |strategy: Strategy, errors, field: &Field| {
+        one.report(says(errors), now);
+        strategy.price(&view(&one, field))
+    };
+    let mut price = |errors, field: &Field| priced(Strategy::Adaptive, errors, field);
+    assert_eq!(price(0.0, &field), 1e9);
+    assert_eq!(price(0.5, &field), 3.5e9);
+    assert_eq!(price(1.0, &field), 6e9);
+    assert_eq!(price(0.0, &due), f64::MIN_POSITIVE, "its turn has come");
+    assert_eq!(price(0.1, &due), f64::MIN_POSITIVE, "few know that yet");
+    assert_eq!(price(1.0, &due), 5e9);
+    let long = Field {
+        round: 1001.0,
+        ..field
+    };
+    assert_eq!(price(1.0, &long), f64::MIN_POSITIVE, "it may be wrong");
+    let prequal = |errors| errors / (1.0 + errors);
+    assert_eq!(priced(Strategy::Prequal, 0.0, &field), prequal(1.0));
+    assert_eq!(priced(Strategy::Prequal, 1.0, &field), prequal(6.0));
+    let rest = priced(Strategy::LeastResponseTime, 1.0, &field);
+    assert_eq!(rest, 1e9, "it does not ask for reports");
 }

@@ -15,6 +15,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use palisade_balance::{Balance, Endpoint, Endpoints, LoadReport, OrcaProbe, Probes, Strategy};
 use palisade_core::{
+    BoxError,
+    reject::{Reason, Rejected},
     testing::{Answers, CountingAllocator},
     time,
 };
@@ -79,7 +81,7 @@ pub(crate) fn report(in_flight: u32) -> LoadReport {
 }
 
 fn only_for_requests() -> Probes {
-    Probes::default().idle(NEVER)
+    Probes::default().idle(NEVER).steady(None)
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,7 +129,7 @@ async fn fractions_add_up() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_is_probed_while_the_strategy_is_another_and_all_are_once_it_is_prequal() {
-    let (set, seen) = probed(5, Probes::default()).await;
+    let (set, seen) = probed(5, Probes::default().steady(None)).await;
     let service = balance(&set);
     assert_eq!(set.strategy(), Strategy::Adaptive);
     sleep(SECOND).await;
@@ -405,7 +407,8 @@ async fn a_probe_asks_for_what_it_was_told_to() {
         ready(Err::<Answer, _>("down"))
     });
     let probe = OrcaProbe::new("/load?verbose=1").unwrap();
-    assert_eq!(probe.ask(service).await, None);
+    let failing = probe.ask(service).await.unwrap();
+    assert_eq!((failing.errors, failing.in_flight), (Some(1.0), None));
     let request = seen.lock().unwrap().take().unwrap();
     assert_eq!(
         (request.method().as_str(), request.uri().to_string()),
@@ -413,6 +416,16 @@ async fn a_probe_asks_for_what_it_was_told_to() {
     );
     assert_eq!(request.headers()["endpoint-load-metrics-format"], "text");
     OrcaProbe::new("no path").unwrap_err();
+}
+
+#[tokio::test]
+async fn a_probe_that_is_refused_on_this_side_says_nothing_of_the_endpoint() {
+    let refuses = |_: Request<Full<Bytes>>| {
+        let rejected = Rejected::new(Reason::Overloaded, "too many");
+        ready(Err::<Answer, BoxError>(rejected.into()))
+    };
+    let probe = OrcaProbe::new("/load").unwrap();
+    assert_eq!(probe.ask(tower::service_fn(refuses)).await, None);
 }
 
 #[tokio::test(start_paused = true)]
