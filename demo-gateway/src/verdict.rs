@@ -191,11 +191,10 @@ pub(crate) fn title(objective: &str) -> &'static str {
 }
 
 fn state(facts: &Facts<'_>, causes: &[Cause]) -> State {
-    let usable = |endpoint: &Snapshot| serves(endpoint) || endpoint.state == EndpointState::Probing;
     let pages = |cause: &Cause| cause.area == Area::Objectives && cause.severity == Severity::Bad;
     if facts.draining {
         State::Draining
-    } else if !facts.endpoints.iter().any(usable) && !facts.backends.endpoints.is_panicking() {
+    } else if !facts.backends.asks_any(facts.endpoints) {
         State::Down
     } else if causes.iter().any(pages) {
         State::Failing
@@ -237,6 +236,9 @@ fn text(facts: &Facts<'_>, state: State, causes: &[Cause]) -> String {
             let end = match (state, serving) {
                 (State::Down, _) => "No endpoint can take a request: callers get 503.".into(),
                 _ if !causes.iter().any(|it| it.area == Area::Endpoints) => String::new(),
+                _ if facts.backends.tries_those_out(facts.endpoints) => {
+                    "Too few serve: those that are out are asked as well.".into()
+                }
                 (_, 0) => "What is left is tried all the same.".into(),
                 (_, 1) => "Traffic goes to the one that serves.".into(),
                 (_, many) => format!("Traffic goes to the {many} that serve."),

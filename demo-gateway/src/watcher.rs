@@ -26,6 +26,9 @@ use crate::{
     store::{SUBJECT, Writing},
 };
 
+/// What picks backends is called.
+const BALANCER: &str = "balancer";
+
 /// What the store of the limits is called.
 const REDIS: &str = "redis";
 
@@ -165,6 +168,7 @@ pub(crate) struct Watcher {
     log: Log,
     burning: BTreeMap<(&'static str, AlertKind), Arc<str>>,
     unusable: bool,
+    panics: bool,
     draining: bool,
 }
 
@@ -224,6 +228,21 @@ impl Watcher {
             events.push(event);
         }
         self.draining = view.draining;
+        // Refusing all of them is another matter, told below.
+        let panics = view.panics && view.usable;
+        if panics != self.panics {
+            self.panics = panics;
+            events.push(if panics {
+                let text = "fewer than half of the backends are well: those that are out get requests as well";
+                Event::new(Kind::Service, State::Firing, Severity::Bad, BALANCER, text)
+            } else {
+                let text = match view.usable {
+                    true => "those that are out get no more requests: half of the backends are well",
+                    false => "those that are out get no more requests: all are refused",
+                };
+                Event::new(Kind::Service, State::Resolved, Severity::Ok, BALANCER, text)
+            });
+        }
         if view.usable != self.unusable {
             return;
         }

@@ -2,6 +2,7 @@
 
 mod notify;
 mod payload;
+mod queue;
 pub mod rules;
 
 pub(crate) use self::notify::Notifier;

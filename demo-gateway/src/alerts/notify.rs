@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -22,13 +22,16 @@ use palisade::{
     time::wall_clock,
 };
 use tokio::{
-    sync::mpsc,
+    sync::watch,
     time::{sleep, timeout},
 };
 use tower::{Service, ServiceExt};
 use uuid::Uuid;
 
-use super::payload::{body, signature};
+use super::{
+    payload::{body, signature},
+    queue::Queue,
+};
 use crate::{
     changes::Severity,
     config::{MinSeverity, Notify, told},
@@ -37,8 +40,11 @@ use crate::{
 
 const EVENTS: &str = "palisade_notify_events_total";
 
-/// How many events wait for the receiver; what comes beyond is dropped and counted.
+/// How many events wait for the receiver; beyond that the newest state of each alert does.
 const QUEUE: usize = 256;
+
+/// Of how many alerts it does.
+const ALERTS: usize = 4096;
 
 /// How many go out as one message.
 const TOGETHER: usize = 64;
@@ -53,9 +59,9 @@ struct Meters {
     delivered: Counter,
     /// The receiver does not want them.
     refused: Counter,
-    /// It did not take them in all attempts.
+    /// It did not take them in all attempts; the newest state of an alert goes out again.
     gave_up: Counter,
-    /// The queue was full.
+    /// They found no room, and there was something newer of the same alert, or of too many others.
     dropped: Counter,
     /// The gateway has stopped before.
     stopped: Counter,
@@ -78,18 +84,30 @@ impl Meters {
     }
 }
 
+/// What both sides share.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Queue>>);
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Takes what is to be told, and never waits.
 pub(crate) struct Notifier {
-    queue: mpsc::Sender<Event>,
+    shared: Shared,
+    wakes: watch::Sender<()>,
     filter: Filter,
     meters: Meters,
-    /// Whether the queue was full at the last event.
-    is_full: bool,
+    /// Whether anything was dropped at the last event.
+    drops: bool,
 }
 
 /// Sends it.
 pub(crate) struct Sender {
-    queue: mpsc::Receiver<Event>,
+    shared: Shared,
+    wakes: watch::Receiver<()>,
     webhook: Webhook,
     group: Duration,
     meters: Meters,
@@ -99,20 +117,23 @@ impl Notifier {
     /// One for this gateway. Expects a configuration without mistakes.
     pub(crate) fn new(config: &Notify, gateway: String) -> Result<(Self, Sender), BoxError> {
         let (client, target) = config.target().ok_or("there is no webhook")??;
-        let (queue, receiver) = mpsc::channel(QUEUE);
+        let shared = Shared(Arc::new(Mutex::new(Queue::new(QUEUE, ALERTS))));
+        let (wakes, woken) = watch::channel(());
         let meters = Meters::new();
         let notifier = Self {
-            queue,
+            shared: shared.clone(),
+            wakes,
             filter: Filter::new(config),
             meters: meters.clone(),
-            is_full: false,
+            drops: false,
         };
         let client = client
             .named("webhook")
             .connect_timeout(config.timeout)
             .max_idle(1);
         let sender = Sender {
-            queue: receiver,
+            shared,
+            wakes: woken,
             webhook: Webhook {
                 client,
                 target,
@@ -129,18 +150,20 @@ impl Notifier {
 
     /// Tells of this, if somebody wants to know.
     pub(crate) fn notify(&mut self, event: &Event) {
+        let begins = !self.filter.fires(event);
         if !self.filter.lets_through(event) {
             return;
         }
-        let is_full = self.queue.try_send(event.clone()).is_err();
-        if is_full {
-            self.meters.dropped.increment(1);
-            self.filter.forget(event);
-            if !self.is_full {
-                tracing::warn!("the webhook is too slow: events for it are dropped");
-            }
+        let dropped = self.shared.queue().push(event.clone(), begins);
+        self.meters.dropped.increment(dropped as u64);
+        let drops = dropped > 0;
+        if drops && !std::mem::replace(&mut self.drops, drops) {
+            tracing::warn!(
+                "the webhook is too slow: of each alert it is told the newest state only"
+            );
         }
-        self.is_full = is_full;
+        self.drops = drops;
+        self.wakes.send_replace(());
     }
 }
 
@@ -192,57 +215,65 @@ impl Filter {
         }
     }
 
-    /// The receiver will not hear of this.
-    fn forget(&mut self, event: &Event) {
-        let key = (event.kind, event.subject.clone());
-        match event.state {
-            State::Firing => drop(self.firing.remove(&key)),
-            // It may be told when it fires again.
-            State::Resolved | State::Told => {}
-        }
+    /// Whether this alert fires, as far as the receiver knows or will.
+    fn fires(&self, event: &Event) -> bool {
+        self.firing
+            .contains_key(&(event.kind, event.subject.clone()))
     }
 }
 
 impl Sender {
-    /// Sends for as long as there is a notifier and this is polled.
+    /// Sends for as long as there is a notifier and this is polled, and then what is left, until that is given up.
     ///
     /// Dropped, it leaves out what it had not sent, and says how much.
     pub(crate) async fn run(mut self) {
+        // Fewer after each failure, so that one that always fails is alone in the end.
+        let mut again = TOGETHER;
         loop {
-            let Some(first) = self.queue.recv().await else {
-                return;
-            };
-            let mut batch = Batch {
-                events: vec![first],
-                stopped: &self.meters.stopped,
-            };
+            // Seen before it is looked for, so that nothing that comes in between is missed.
+            let is_over = self.wakes.has_changed().is_err();
+            self.wakes.mark_unchanged();
+            if self.shared.queue().len() == 0 {
+                if is_over || self.wakes.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
             // Troubles come together.
             sleep(self.group).await;
-            while batch.events.len() < TOGETHER
-                && let Ok(event) = self.queue.try_recv()
-            {
-                batch.events.push(event);
-            }
+            let mut batch = Batch {
+                events: self.shared.queue().take(TOGETHER, again),
+                stopped: &self.meters.stopped,
+            };
             let outcome = self.webhook.deliver(&batch.events).await;
-            let many = std::mem::take(&mut batch.events).len() as u64;
+            let events = std::mem::take(&mut batch.events);
             let counter = match outcome {
                 Outcome::Delivered => &self.meters.delivered,
                 Outcome::Refused => &self.meters.refused,
                 Outcome::GaveUp => &self.meters.gave_up,
             };
-            counter.increment(many);
+            counter.increment(events.len() as u64);
+            drop(batch);
+            if outcome != Outcome::GaveUp {
+                again = TOGETHER.min(2 * again);
+                continue;
+            }
+            again = 1.max(events.len() / 2);
+            let lost = self.shared.queue().put_back(events);
+            self.meters.dropped.increment(lost as u64);
+            if self.wakes.has_changed().is_err() {
+                return;
+            }
+            sleep(self.webhook.config.timeout).await;
         }
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.queue.close();
-        let mut left = 0;
-        while self.queue.try_recv().is_ok() {
-            left += 1;
-        }
-        self.meters.stopped.increment(left);
+        let mut queue = self.shared.queue();
+        self.meters.stopped.increment(queue.len() as u64);
+        queue.clear();
     }
 }
 
@@ -369,93 +400,4 @@ impl Webhook {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(state: State, severity: Severity) -> Event {
-        Event {
-            at: SystemTime::UNIX_EPOCH,
-            kind: Kind::Endpoint,
-            state,
-            severity,
-            subject: "gpu-3".into(),
-            text: "gpu-3".into(),
-        }
-    }
-
-    fn told_of(config: &Notify, events: &[(State, Severity)]) -> Vec<bool> {
-        let mut filter = Filter::new(config);
-        let events = events.iter();
-        events
-            .map(|(state, severity)| filter.lets_through(&event(*state, *severity)))
-            .collect()
-    }
-
-    #[test]
-    fn an_alert_is_told_once_until_it_is_worse_or_over() {
-        use Severity::{Bad, Ok, Warn};
-        use State::{Firing, Resolved};
-
-        let told = told_of(
-            &Notify::default(),
-            &[
-                (Firing, Warn),
-                (Firing, Bad),
-                (Firing, Warn),
-                (Firing, Bad),
-                (Resolved, Ok),
-                (Resolved, Ok),
-                (Firing, Bad),
-            ],
-        );
-        assert_eq!(told, [true, true, false, false, true, false, true]);
-    }
-
-    #[test]
-    fn what_was_not_told_is_not_told_to_be_over() {
-        let config = Notify {
-            min_severity: MinSeverity::Bad,
-            ..Notify::default()
-        };
-        let events = [
-            (State::Firing, Severity::Warn),
-            (State::Resolved, Severity::Ok),
-            (State::Told, Severity::Info),
-        ];
-        assert_eq!(told_of(&config, &events), [false; 3]);
-        let config = Notify {
-            min_severity: MinSeverity::Info,
-            ..Notify::default()
-        };
-        assert_eq!(told_of(&config, &events), [true; 3]);
-        let config = Notify {
-            kinds: vec![Kind::Burn],
-            ..config
-        };
-        assert_eq!(told_of(&config, &events), [false; 3]);
-    }
-
-    #[tokio::test]
-    async fn what_finds_no_room_is_dropped_and_what_fires_on_is_told_again() {
-        let config = Notify::new("http://127.0.0.1:9");
-        let (mut notifier, mut sender) = Notifier::new(&config, "here".into()).unwrap();
-        for number in 0..QUEUE + 10 {
-            let event = Event {
-                subject: number.to_string().into(),
-                ..event(State::Firing, Severity::Bad)
-            };
-            notifier.notify(&event);
-        }
-        assert!(notifier.is_full);
-        assert_eq!(sender.queue.len(), QUEUE);
-        assert_eq!(notifier.filter.firing.len(), QUEUE);
-        let _first = sender.queue.try_recv();
-        let last = Event {
-            subject: (QUEUE + 9).to_string().into(),
-            ..event(State::Firing, Severity::Bad)
-        };
-        notifier.notify(&last);
-        assert!(!notifier.is_full);
-        assert_eq!(sender.queue.len(), QUEUE);
-    }
-}
+mod tests;

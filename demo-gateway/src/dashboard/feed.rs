@@ -12,7 +12,7 @@ use http::StatusCode;
 use http_body::{Body, Frame};
 use palisade::{BoxError, time};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::TryRecvError, watch},
+    sync::{broadcast::error::TryRecvError, watch},
     time::{MissedTickBehavior, interval_at},
 };
 
@@ -21,6 +21,7 @@ use super::{
     gather::{Fixture, Judged, Now, newest},
     second::LISTED,
     state::State,
+    viewers::{VIEWERS, Viewer, Viewers},
     wire::{About, Event, Request, Snapshot, Tick},
 };
 use crate::{
@@ -29,10 +30,8 @@ use crate::{
     config,
     errors::{ApiError, SOON},
     record::{Observe, Record},
+    server::Hangup,
 };
-
-/// Who may look at once.
-const VIEWERS: usize = 64;
 
 /// A tick is shorter than this, in bytes, unless there are many endpoints.
 const SHORT: usize = 4096;
@@ -51,7 +50,7 @@ pub(crate) struct Dashboard {
     /// What was told last of what seldom changes, and how often it has.
     told: Mutex<(u64, Fixture)>,
     messages: watch::Sender<Message>,
-    places: Arc<Semaphore>,
+    viewers: Viewers,
     started: SystemTime,
 }
 
@@ -76,7 +75,7 @@ impl Dashboard {
             state: Mutex::default(),
             told: Mutex::default(),
             messages: watch::Sender::new(Message::Nothing),
-            places: Arc::new(Semaphore::new(VIEWERS)),
+            viewers: Viewers::new(),
             started: time::wall_clock(),
         }
     }
@@ -121,7 +120,8 @@ impl Dashboard {
         }
     }
 
-    fn look(&self, app: &App, took: Duration, fresh: Vec<Arc<crate::changes::Change>>) {
+    pub(super) fn look(&self, app: &App, took: Duration, fresh: Vec<Arc<crate::changes::Change>>) {
+        self.viewers.look();
         let now = time::wall_clock();
         let unix = now.duration_since(SystemTime::UNIX_EPOCH);
         let endpoints = newest(app.backends.endpoints.snapshot());
@@ -159,11 +159,11 @@ impl Dashboard {
     /// # Errors
     ///
     /// If too many are looking already, or the gateway stops.
-    pub(super) fn view(&self, app: &App) -> Result<Viewing, ApiError> {
+    pub(super) fn view(&self, app: &App, connection: Option<Hangup>) -> Result<Viewing, ApiError> {
         let unavailable = |code, detail: String| {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(SOON)
         };
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+        let viewer = self.viewers.enter(connection).ok_or_else(|| {
             let detail = format!("{VIEWERS} are looking at the dashboard already");
             unavailable("overloaded", detail)
         })?;
@@ -182,7 +182,7 @@ impl Dashboard {
             first: Some(first),
             epoch: self.epoch(&gathered.fixed),
             next: Box::pin(next(messages)),
-            _place: place,
+            viewer,
         })
     }
 
@@ -285,7 +285,7 @@ pub(super) struct Viewing {
     /// What seldom changes, as this viewer knows it.
     epoch: u64,
     next: Pin<Box<Next>>,
-    _place: OwnedSemaphorePermit,
+    viewer: Arc<Viewer>,
 }
 
 type Next = dyn Future<Output = (watch::Receiver<Message>, Message)> + Send;
@@ -306,6 +306,10 @@ impl Body for Viewing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.viewer.is_lost() {
+            return Poll::Ready(None);
+        }
+        self.viewer.takes();
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
@@ -331,5 +335,7 @@ impl Body for Viewing {
     }
 }
 
+#[cfg(test)]
+mod silent;
 #[cfg(test)]
 mod tests;

@@ -14,13 +14,14 @@ mod state;
 )]
 pub(crate) mod testing;
 mod times;
+mod viewers;
 mod watched;
 mod wire;
 
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Path, State},
     response::{IntoResponse, Response},
     routing::get,
@@ -31,7 +32,10 @@ use http::{
 };
 
 pub(crate) use self::{feed::Dashboard, gather::newest};
-use crate::{api, app::App, errors::ApiError};
+use crate::{api, app::App, errors::ApiError, server::Hangup};
+
+/// Where the feed is.
+pub(crate) const EVENTS: &str = "/events";
 
 /// Proxies pass events on one by one.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -41,7 +45,7 @@ pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(page))
         .route("/dashboard/{name}", get(file))
-        .route("/events", get(events))
+        .route(EVENTS, get(events))
 }
 
 /// Browsers, and whoever takes anything, get the page; who asks for JSON gets what there is.
@@ -60,8 +64,12 @@ async fn file(Path(name): Path<String>, asked: HeaderMap) -> Result<Response, Ap
         .ok_or_else(|| ApiError::not_found(format!("there is no `/dashboard/{name}` here")))
 }
 
-async fn events(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let viewing = app.dashboard.view(&app)?;
+async fn events(
+    State(app): State<Arc<App>>,
+    connection: Option<Extension<Hangup>>,
+) -> Result<Response, ApiError> {
+    let connection = connection.map(|Extension(connection)| connection);
+    let viewing = app.dashboard.view(&app, connection)?;
     let mut response = Response::new(axum::body::Body::new(viewing));
     let headers = response.headers_mut();
     for (name, value) in [

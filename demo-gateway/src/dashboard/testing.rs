@@ -47,7 +47,11 @@ pub(crate) fn tell(to: &Arc<impl Observe + 'static>, told: Told) {
     let entry = Arc::new(entry);
     if told.asks {
         let caller = Identities::new(&Config::default()).unknown(peer, &HeaderMap::new());
-        let exchange = Arc::new(Exchange::new(Arc::new(caller), Operation::Generate));
+        let exchange = Arc::new(Exchange::new(
+            Arc::new(caller),
+            Operation::Generate,
+            entry.since(),
+        ));
         exchange.ended(Ended {
             verdict: told.verdict,
             usage: told.usage,

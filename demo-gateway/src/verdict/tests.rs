@@ -88,6 +88,29 @@ fn it_says_in_a_sentence_how_it_is_and_since_when() {
 }
 
 #[test]
+fn three_that_are_held_open_are_not_asked_though_too_few_are_left() {
+    let app = app(&["a", "b", "c"]);
+    for id in ["a", "b"] {
+        let open = |gate: &crate::stack::EndpointGate| gate.0.handle().force_open();
+        app.backends.endpoints.with_gate(id, open);
+    }
+    let verdict = judge(&app, 1);
+    assert_eq!(verdict.state, State::Degraded);
+    assert!(
+        verdict
+            .text
+            .ends_with("Traffic goes to the one that serves."),
+        "{}",
+        verdict.text
+    );
+    app.backends
+        .endpoints
+        .with_gate("c", |gate| gate.0.handle().force_open());
+    assert!(app.backends.endpoints.is_panicking());
+    assert_eq!(judge(&app, 1).state, State::Down);
+}
+
+#[test]
 fn one_that_is_drained_is_no_trouble() {
     let app = app(&["a", "b"]);
     app.backends.endpoints.suspend("b");

@@ -202,6 +202,35 @@ fn no_backend_is_the_worst_there_is() {
 }
 
 #[test]
+fn backends_that_are_out_and_asked_all_the_same_are_not_taken_for_none() {
+    let view = |usable, panics| View {
+        usable,
+        panics,
+        ..serving()
+    };
+    let (tried, refused) = (view(true, true), view(false, true));
+    let events = look([tried.clone(), tried.clone(), refused, tried, serving()]);
+    assert_eq!(
+        shown(&events),
+        [
+            "firing bad: fewer than half of the backends are well: those that are out get requests as well",
+            "resolved ok: those that are out get no more requests: all are refused",
+            "firing bad: the only backend is out: all requests are refused",
+            "firing bad: fewer than half of the backends are well: those that are out get requests as well",
+            "resolved ok: there is a backend again that requests can go to",
+            "resolved ok: those that are out get no more requests: half of the backends are well",
+        ]
+    );
+    let keys: Vec<_> = events.iter().map(|event| &*event.subject).collect();
+    assert_eq!(
+        keys,
+        [
+            "balancer", "balancer", "gateway", "balancer", "gateway", "balancer"
+        ]
+    );
+}
+
+#[test]
 fn a_rule_refuses_until_it_has_been_quiet_for_half_a_minute() {
     let refused = |refused| View {
         rules: vec![RuleView {

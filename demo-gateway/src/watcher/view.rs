@@ -20,6 +20,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     pub(crate) usable: bool,
+    /// So few backends are well that those that are out are asked as well.
+    pub(crate) panics: bool,
     pub(crate) draining: bool,
     pub(crate) endpoints: Vec<EndpointView>,
     pub(crate) rules: Vec<RuleView>,
@@ -79,6 +81,9 @@ impl View {
         let limits = &app.stack.limits;
         Self {
             usable: app.backends.usable(),
+            panics: app
+                .backends
+                .tries_those_out(&app.backends.endpoints.snapshot()),
             draining: app.is_draining(),
             endpoints: endpoints(app),
             rules: limits.refusals().collect(),

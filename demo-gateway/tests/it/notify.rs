@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use tokio::net::TcpListener;
 
 use crate::{
-    receiver::{Act, Receiver},
+    receiver::{Act, Message, Receiver},
     support::{PROMPT, admin, backend, config, eventually, get, limited, metric, post, start},
 };
 
@@ -185,6 +185,67 @@ async fn a_receiver_that_is_down_is_asked_again_with_the_same_message() {
         receiver.alerts()[..2],
         ["firing bad service/gateway", "firing warn endpoint/a"]
     );
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_was_down_for_longer_than_all_attempts_ends_in_the_right_state() {
+    const DOWN: usize = 4;
+    let backend = backend().await;
+    let receiver = Receiver::new(&[Act::Status(503); DOWN]).await;
+    let notify = Notify {
+        attempts: 1,
+        timeout: Duration::from_millis(300),
+        ..Notify::new(&*receiver.url)
+    };
+    let gateway = start(told(&[&backend], notify)).await;
+    hold(&gateway, "open").await;
+    eventually("it begins", async || !receiver.messages().is_empty()).await;
+    hold(&gateway, "auto").await;
+    eventually("it is told to be over, and nothing else", async || {
+        let messages = receiver.messages();
+        let taken = messages.iter().skip(DOWN);
+        let alerts = taken.flat_map(|it| it.body["alerts"].as_array().unwrap().clone());
+        let mut states = std::collections::BTreeMap::new();
+        for alert in alerts {
+            let text = |name: &str| alert[name].as_str().unwrap().to_owned();
+            states.insert(text("key"), text("status"));
+        }
+        states.len() == 2 && states.values().all(|status| status == "resolved")
+    })
+    .await;
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_receiver_fails_on_each_time_does_not_hold_up_the_rest() {
+    let (first, second) = (backend().await, backend().await);
+    let receiver = Receiver::failing_on("endpoint/b").await;
+    let notify = Notify {
+        attempts: 1,
+        timeout: Duration::from_millis(300),
+        ..Notify::new(&*receiver.url)
+    };
+    let gateway = start(told(&[&first, &second], notify)).await;
+    for id in ["b", "a"] {
+        let path = format!("/admin/circuit-breaker/{id}");
+        let held = admin(&gateway, Method::POST, &path, r#"{"state":"open"}"#).await;
+        assert_eq!(held.status, 200, "{}", held.text());
+    }
+    let keys = |message: &Message| -> Vec<String> {
+        let alerts = message.body["alerts"].as_array().unwrap();
+        let keys = alerts.iter().map(|it| it["key"].as_str().unwrap().into());
+        keys.collect()
+    };
+    eventually("all others are taken", async || {
+        let taken: Vec<_> = receiver.messages().iter().map(keys).collect();
+        let others = taken
+            .iter()
+            .filter(|keys| !keys.contains(&"endpoint/b".into()));
+        let others: Vec<_> = others.flatten().collect();
+        others.contains(&&"endpoint/a".into()) && others.contains(&&"service/gateway".into())
+    })
+    .await;
     gateway.shutdown().await;
 }
 

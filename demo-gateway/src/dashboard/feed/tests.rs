@@ -52,7 +52,7 @@ fn first_all_is_told_and_then_what_is_new() {
     let app = app();
     tell(&app.dashboard, Told::default());
     look(&app);
-    let mut viewing = app.dashboard.view(&app).unwrap();
+    let mut viewing = app.dashboard.view(&app, None).unwrap();
     let snapshot = message(&mut viewing, "snapshot");
     assert_eq!(snapshot["tick"]["seq"], 1);
     assert_eq!(snapshot["tick"]["total_requests"], 1);
@@ -92,7 +92,7 @@ fn first_all_is_told_and_then_what_is_new() {
 #[test]
 fn many_changes_at_once_come_tick_by_tick_and_none_twice() {
     let app = app();
-    let mut early = app.dashboard.view(&app).unwrap();
+    let mut early = app.dashboard.view(&app, None).unwrap();
     message(&mut early, "snapshot");
     for number in 0..10 {
         app.changes.tell(Severity::Warn, "b", format!("{number}"));
@@ -109,7 +109,7 @@ fn many_changes_at_once_come_tick_by_tick_and_none_twice() {
     };
     assert_eq!(texts(&message(&mut early, "tick")), "3210");
     // Who comes in between gets the rest with the others.
-    let mut late = app.dashboard.view(&app).unwrap();
+    let mut late = app.dashboard.view(&app, None).unwrap();
     assert_eq!(texts(&message(&mut late, "snapshot")), "3210");
     for expected in ["7654", "98", ""] {
         look(&app);
@@ -122,8 +122,8 @@ fn many_changes_at_once_come_tick_by_tick_and_none_twice() {
 #[test]
 fn a_slow_reader_loses_ticks_and_sees_by_the_numbers_that_it_did() {
     let app = app();
-    let mut slow = app.dashboard.view(&app).unwrap();
-    let mut fast = app.dashboard.view(&app).unwrap();
+    let mut slow = app.dashboard.view(&app, None).unwrap();
+    let mut fast = app.dashboard.view(&app, None).unwrap();
     for viewer in [&mut slow, &mut fast] {
         message(viewer, "snapshot");
         assert!(ready(viewer).is_pending());
@@ -139,7 +139,7 @@ fn a_slow_reader_loses_ticks_and_sees_by_the_numbers_that_it_did() {
 #[test]
 fn all_viewers_are_sent_the_same_bytes() {
     let app = app();
-    let mut viewers = [(); 3].map(|()| app.dashboard.view(&app).unwrap());
+    let mut viewers = [(); 3].map(|()| app.dashboard.view(&app, None).unwrap());
     let mut cx = Context::from_waker(Waker::noop());
     look(&app);
     let sent = viewers.each_mut().map(|viewer| {
@@ -156,7 +156,7 @@ fn all_viewers_are_sent_the_same_bytes() {
 #[test]
 fn who_missed_that_the_endpoints_changed_is_told_all_again() {
     let app = app();
-    let mut viewing = app.dashboard.view(&app).unwrap();
+    let mut viewing = app.dashboard.view(&app, None).unwrap();
     let snapshot = message(&mut viewing, "snapshot");
     assert_eq!(snapshot["endpoints"].as_array().unwrap().len(), 0);
     assert_eq!(snapshot["tick"]["verdict"]["state"], "down");
@@ -185,7 +185,7 @@ fn nobody_looking_nothing_is_written_and_history_goes_on() {
         look(&app);
     }
     assert!(matches!(*app.dashboard.messages.borrow(), Message::Nothing));
-    let mut viewing = app.dashboard.view(&app).unwrap();
+    let mut viewing = app.dashboard.view(&app, None).unwrap();
     let snapshot = message(&mut viewing, "snapshot");
     assert_eq!(snapshot["history"]["requests"], serde_json::json!([1, 1]));
     drop(viewing);
@@ -197,12 +197,12 @@ fn nobody_looking_nothing_is_written_and_history_goes_on() {
 fn the_end_is_told_at_once_and_who_leaves_makes_room() {
     let app = app();
     let mut viewers: Vec<_> = (0..VIEWERS)
-        .map(|_| app.dashboard.view(&app).unwrap())
+        .map(|_| app.dashboard.view(&app, None).unwrap())
         .collect();
-    let refused = app.dashboard.view(&app).err().unwrap();
+    let refused = app.dashboard.view(&app, None).err().unwrap();
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     viewers.pop();
-    viewers.push(app.dashboard.view(&app).unwrap());
+    viewers.push(app.dashboard.view(&app, None).unwrap());
     app.dashboard.close();
     for viewer in &mut viewers {
         message(viewer, "snapshot");
@@ -210,5 +210,8 @@ fn the_end_is_told_at_once_and_who_leaves_makes_room() {
     }
     look(&app);
     drop(viewers);
-    assert_eq!(app.dashboard.view(&app).err().unwrap().code(), "draining");
+    assert_eq!(
+        app.dashboard.view(&app, None).err().unwrap().code(),
+        "draining"
+    );
 }
