@@ -42,8 +42,6 @@ pub(super) struct Dialect {
     pub(super) now: &'static str,
     /// The type of a document.
     pub(super) json: &'static str,
-    /// A document as rows with a column `value`.
-    pub(super) each: &'static str,
     /// Makes a point in time of the text between.
     pub(super) to_time: [&'static str; 2],
     /// Makes a text after RFC 3339 of the column `timestamp`.
@@ -60,7 +58,6 @@ static SQLITE: Dialect = Dialect {
     time: "TEXT",
     now: "(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
     json: "TEXT",
-    each: "json_each($1)",
     to_time: ["", ""],
     shown_time: "timestamp",
     // `BEGIN IMMEDIATE` has done it.
@@ -74,7 +71,6 @@ static POSTGRES: Dialect = Dialect {
     time: "TIMESTAMP WITH TIME ZONE",
     now: "now()",
     json: "JSONB",
-    each: "jsonb_array_elements(CAST($1 AS JSONB))",
     to_time: ["CAST(", " AS TIMESTAMP WITH TIME ZONE)"],
     shown_time: r#"to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
     // Any number will do that nobody else locks.
@@ -88,7 +84,6 @@ impl Dialect {
             .replace("{time}", self.time)
             .replace("{now}", self.now)
             .replace("{json}", self.json)
-            .replace("{each}", self.each)
             .replace("{shown_time}", self.shown_time)
     }
 

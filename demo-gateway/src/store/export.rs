@@ -1,21 +1,22 @@
 //! The request log as a file: `demo-gateway export`.
 
 use std::{
-    fs::File,
     io::{self, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, ValueEnum};
 use palisade::time::wall_clock;
 use sqlx::FromRow;
 use sqlx::{ColumnIndex, Decode, Row, Type};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     database::Database,
     filter::{Filter, instant},
     reader,
     row::{self, Logged},
+    whole::Whole,
 };
 use crate::config::{Place, Secret, without_password};
 
@@ -47,7 +48,7 @@ pub struct Export {
     /// Only requests that ended before.
     #[arg(long, value_name = "DATE|DURATION")]
     pub until: Option<String>,
-    /// Where to, instead of the standard output.
+    /// Where to, instead of the standard output. What is there stays until all is written.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -65,7 +66,12 @@ pub enum Format {
 ///
 /// # Errors
 ///
-/// In a sentence, without passwords.
+/// In a sentence, without passwords. Also on SIGINT, SIGTERM and SIGHUP while a file is written: without all rows there is no
+/// new one.
+///
+/// # Cancellation
+///
+/// Dropped, it leaves a file as it was.
 pub async fn export(options: &Export) -> Result<u64, String> {
     let date = wall_clock();
     let read = |name: &str, text: &Option<String>| match text {
@@ -88,9 +94,23 @@ pub async fn export(options: &Export) -> Result<u64, String> {
     };
     let written = match &options.output {
         Some(path) => {
-            let file = File::create(path);
+            let file = Whole::create(path);
             let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
-            copy(&database, &filter, options.format, file).await
+            let copied = copy(&database, &filter, options.format, &file);
+            let written = match file.is_beside() {
+                true => tokio::select! {
+                    // Listens before anything is asked of the database.
+                    biased;
+                    stopped = stopped(path) => return Err(stopped),
+                    written = copied => written,
+                },
+                // Nothing to tidy up: it ends as programs do, also while nobody reads from a pipe.
+                false => copied.await,
+            };
+            written.and_then(|written| {
+                file.finish()?;
+                Ok(written)
+            })
         }
         None => copy(&database, &filter, options.format, io::stdout()).await,
     };
@@ -108,6 +128,26 @@ pub async fn export(options: &Export) -> Result<u64, String> {
             },
         }
     })
+}
+
+/// Waits for a signal that would end the program, which then can still tidy up.
+async fn stopped(path: &Path) -> String {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let signals = kinds.map(signal);
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+        // Then it ends as programs do.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    format!("stopped: {} is as it was", path.display())
 }
 
 enum Failure {

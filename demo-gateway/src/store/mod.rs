@@ -12,6 +12,7 @@ mod retention;
 mod routes;
 mod row;
 mod schema;
+mod whole;
 mod writer;
 
 use std::{

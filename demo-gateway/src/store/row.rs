@@ -9,9 +9,12 @@ use std::{
 use http::{HeaderValue, StatusCode};
 use palisade::classify::{Usage, Verdict};
 use serde::{Serialize, Serializer};
-use sqlx::{ColumnIndex, Decode, FromRow, Type};
+use sqlx::{
+    AssertSqlSafe, ColumnIndex, Decode, FromRow, Sqlite, Type, query::Query,
+    sqlite::SqliteArguments,
+};
 
-use super::database::Dialect;
+use super::database::{Conn, Dialect};
 use crate::{
     clock::rfc3339,
     exchange::Operation,
@@ -21,6 +24,9 @@ use crate::{
 
 /// The longest model that is logged, in bytes. Callers name them as they like.
 const LONGEST_MODEL: usize = 256;
+
+/// The rows of one statement: more would hardly be faster.
+const AT_ONCE: usize = 64;
 
 /// All columns but `id`, with what makes their types of text.
 pub(super) const COLUMNS: [(&str, &str); 18] = [
@@ -134,8 +140,8 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// As far as a database counts.
-fn count(tokens: u64) -> u64 {
-    tokens.min(i64::MAX as u64)
+fn count(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
 }
 
 /// A text as PostgreSQL takes it: it cannot hold a zero, and would refuse all rows that are written with it.
@@ -145,14 +151,18 @@ impl<'a> Text<'a> {
     fn of(text: &'a str) -> Self {
         Self(text.into())
     }
+
+    fn clean(self) -> Cow<'a, str> {
+        match self.0.contains('\0') {
+            true => self.0.replace('\0', "\u{fffd}").into(),
+            false => self.0,
+        }
+    }
 }
 
 impl Serialize for Text<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0.contains('\0') {
-            return serializer.serialize_str(&self.0.replace('\0', "\u{fffd}"));
-        }
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(&Text::of(&self.0).clean())
     }
 }
 
@@ -173,19 +183,71 @@ struct Written<'a> {
     attempts: u32,
     processing_time_ms: f64,
     first_token_ms: Option<f64>,
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
+    input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
     timestamp: String,
 }
 
-/// Rows as one parameter of a statement: a database takes them much faster from it than one by one.
-pub(super) fn document(rows: &[Row]) -> sqlx::Result<String> {
+impl Written<'_> {
+    /// In the order of the columns.
+    fn bind(self, query: Query<'_, Sqlite, SqliteArguments>) -> Query<'_, Sqlite, SqliteArguments> {
+        query
+            .bind(self.request_id.clean())
+            .bind(self.client_id.clean())
+            .bind(self.backend_id.map(Text::clean))
+            .bind(self.model.map(Text::clean))
+            .bind(self.operation)
+            .bind(self.stream)
+            .bind(self.status)
+            .bind(self.success)
+            .bind(self.verdict)
+            .bind(self.reason)
+            .bind(self.rule.map(Text::clean))
+            .bind(self.why.map(Text::clean))
+            .bind(self.attempts)
+            .bind(self.processing_time_ms)
+            .bind(self.first_token_ms)
+            .bind(self.input_tokens)
+            .bind(self.output_tokens)
+            .bind(self.timestamp)
+    }
+}
+
+/// Writes rows, all or as many as came before an error.
+pub(super) async fn write(conn: &mut Conn, dialect: &Dialect, rows: &[Row]) -> sqlx::Result<()> {
+    match conn {
+        Conn::Sqlite(conn) => {
+            let mut rest = rows;
+            while !rest.is_empty() {
+                // Of few lengths, each of which is prepared once.
+                let many = AT_ONCE.min(1 << rest.len().ilog2());
+                let (first, others) = rest.split_at(many);
+                let query = sqlx::query(AssertSqlSafe(insert(many)));
+                let query = first
+                    .iter()
+                    .fold(query, |query, row| row.written().bind(query));
+                query.execute(&mut *conn).await?;
+                rest = others;
+            }
+        }
+        Conn::Postgres(conn) => {
+            let insert = AssertSqlSafe(insert_document(dialect));
+            let query = sqlx::query(insert).bind(document(rows)?);
+            query.execute(conn).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows as one parameter of a statement, for which PostgreSQL is asked once. SQLite, which is not asked over a network,
+/// would read each of them anew for each column.
+fn document(rows: &[Row]) -> sqlx::Result<String> {
     let rows: Vec<_> = rows.iter().map(Row::written).collect();
     serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// What writes all rows of a document.
-pub(super) fn insert(dialect: &Dialect) -> String {
+fn insert_document(dialect: &Dialect) -> String {
     let names = COLUMNS.map(|(name, _)| name).join(", ");
     let values = COLUMNS.map(|(name, kind)| {
         let text = format!("value->>'{name}'");
@@ -196,8 +258,18 @@ pub(super) fn insert(dialect: &Dialect) -> String {
         }
     });
     let values = values.join(", ");
-    let sql = format!("INSERT INTO request_metrics ({names}) SELECT {values} FROM {{each}}");
-    dialect.fill(&sql)
+    format!(
+        "INSERT INTO request_metrics ({names}) SELECT {values} \
+         FROM jsonb_array_elements(CAST($1 AS JSONB))"
+    )
+}
+
+/// What writes so many rows, column by column.
+fn insert(many: usize) -> String {
+    let names = COLUMNS.map(|(name, _)| name).join(", ");
+    let row = format!("({})", ["?"; COLUMNS.len()].join(", "));
+    let rows = vec![row; many].join(", ");
+    format!("INSERT INTO request_metrics ({names}) VALUES {rows}")
 }
 
 /// A row that was written, as it is shown.
@@ -309,5 +381,29 @@ impl Row {
         self.reason = Some("bad_gateway");
         (self.backend, self.usage, self.first_token) = (None, None, None);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        database::Use,
+        schema,
+        tests::{Folder, ids, rows_at},
+    };
+    use super::*;
+
+    #[tokio::test]
+    async fn any_number_of_rows_is_written_whole_and_in_order() {
+        for many in [1, 2, 3, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 7] {
+            let folder = Folder::new();
+            let file = folder.database();
+            let mut conn = file.connect(Use::Write).await.unwrap();
+            schema::migrate(&mut conn, file.dialect()).await.unwrap();
+            let rows = rows_at(vec![SystemTime::UNIX_EPOCH; many]);
+            write(&mut conn, file.dialect(), &rows).await.unwrap();
+            let expected: Vec<_> = (0..many).map(|number| format!("r-{number}")).collect();
+            assert_eq!(ids(&mut conn).await, expected);
+        }
     }
 }

@@ -53,11 +53,7 @@ pub(super) fn rows_at(dates: impl IntoIterator<Item = SystemTime>) -> Vec<Row> {
 
 /// Writes rows as the writer does.
 pub(super) async fn write(conn: &mut Conn, dialect: &Dialect, rows: &[Row]) {
-    let insert = sqlx::AssertSqlSafe(row::insert(dialect));
-    let document = row::document(rows).unwrap();
-    let written =
-        with!(conn, conn => sqlx::query(insert).bind(document).execute(conn).await.map(drop));
-    written.unwrap();
+    row::write(conn, dialect, rows).await.unwrap();
 }
 
 pub(super) async fn count(conn: &mut Conn) -> i64 {
@@ -86,7 +82,11 @@ fn request(observer: Arc<dyn Observe>, id: &'static str, end: Ended) -> Recordin
     let entry = Arc::new(Entry::new(id, peer, Method::POST, uri));
     let identities = Identities::new(&Config::default());
     let caller = identities.unknown(peer, &HeaderMap::new());
-    let exchange = Arc::new(Exchange::new(Arc::new(caller), Operation::Chat));
+    let exchange = Arc::new(Exchange::new(
+        Arc::new(caller),
+        Operation::Chat,
+        palisade::time::now(),
+    ));
     exchange.asked_for(&Tokens::new("gpt-4o", 3), true);
     exchange.ended(end);
     entry.asks(&exchange);

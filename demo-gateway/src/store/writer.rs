@@ -32,6 +32,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The same when there is not much time left.
 const LAST_WAIT: Duration = Duration::from_millis(200);
 
+/// How often a database that nothing is written to is asked whether it could be.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -44,7 +47,6 @@ pub(super) type Closing = watch::Receiver<Option<Instant>>;
 /// it. Whoever never heard how a batch ended asks by the number, and the database answers when it is done with it.
 pub(super) struct Writer {
     database: Database,
-    insert: String,
     conn: Option<Conn>,
     rows: mpsc::Receiver<Row>,
     books: Arc<Books>,
@@ -74,7 +76,6 @@ impl Writer {
         closing: Closing,
     ) -> Self {
         Self {
-            insert: row::insert(database.dialect()),
             database,
             conn: None,
             rows,
@@ -114,6 +115,10 @@ impl Writer {
                 _ = self.closing.changed() => break,
                 () = sleep_until(self.retention.due()) => {
                     self.retain().await;
+                    continue;
+                }
+                () = sleep(LOOK_EVERY) => {
+                    self.look().await;
                     continue;
                 }
             }
@@ -231,14 +236,12 @@ impl Writer {
 
     /// One attempt, all or nothing.
     async fn attempt(&mut self, rows: &[Row]) -> Result<(), Failed> {
-        let document = row::document(rows).map_err(Failed::Refused)?;
         let dialect = self.database.dialect();
         let claim = AssertSqlSafe(format!(
             "INSERT INTO log_writers (writer, batch, seen) VALUES ($1, $2, {}) ON CONFLICT (writer) \
              DO UPDATE SET batch = excluded.batch, seen = excluded.seen WHERE log_writers.batch < excluded.batch",
             dialect.at("$3")
         ));
-        let insert = AssertSqlSafe(self.insert.clone());
         let (name, number) = (self.name.clone(), self.number);
         let conn = self.connection().await.map_err(Failed::Unable)?;
         conn.run(dialect.begin).await?;
@@ -249,10 +252,32 @@ impl Writer {
             claim.execute(conn).await?.rows_affected() > 0
         });
         if claimed {
-            with!(conn, conn => sqlx::query(insert).bind(document).execute(conn).await.map(drop))?;
+            row::write(conn, dialect, rows).await?;
         }
         conn.run("COMMIT").await?;
         Ok(())
+    }
+
+    /// Finds out whether rows could be written, where there are none that would tell.
+    async fn look(&mut self) {
+        let begin = self.database.dialect().begin;
+        let look = async {
+            let conn = Self::connect(&mut self.conn, &self.database).await?;
+            conn.run(begin).await?;
+            conn.run("ROLLBACK").await?;
+            Ok::<_, SchemaError>(())
+        };
+        let looked = tokio::select! {
+            looked = timeout(ATTEMPT, look) => Some(looked.unwrap_or_else(|_| Err(late(ATTEMPT).into()))),
+            // What it has begun is undone with its connection.
+            () = begun(self.closing.clone()) => None,
+        };
+        if !matches!(looked, Some(Ok(()))) {
+            self.conn = None;
+        }
+        if let Some(looked) = looked {
+            self.books.stands(looked.as_ref().copied());
+        }
     }
 
     async fn retain(&mut self) {

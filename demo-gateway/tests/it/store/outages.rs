@@ -167,3 +167,31 @@ async fn a_gateway_starts_without_postgres_and_two_make_the_tables_when_it_comes
     assert!(refused.contains("nobody"), "{refused}");
     assert!(!refused.contains("hunter2"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_asks_anything_it_is_noticed_that_the_log_cannot_be_written() {
+    let mut postgres = Postgres::start().await;
+    let folder = Folder::new();
+    let backend = backend().await;
+    let url = format!("sqlite:{}", folder.file().display());
+    let gateways = [
+        logging(&[&backend], Store::at(url)).await,
+        logging(&[&backend], Store::at(postgres.url())).await,
+    ];
+    let stand = async |up: bool| {
+        for gateway in &gateways {
+            eventually("it is told how it stands", async || {
+                status(gateway).await["up"] == up
+            })
+            .await;
+        }
+    };
+    stand(true).await;
+    let mut lock = sqlite(&folder.file()).await;
+    lock.execute("BEGIN EXCLUSIVE").await.unwrap();
+    postgres.kill();
+    stand(false).await;
+    lock.execute("ROLLBACK").await.unwrap();
+    postgres.restart().await;
+    stand(true).await;
+}

@@ -1,17 +1,23 @@
 //! What a row tells, and how it is read.
 
+use std::time::Duration;
+
 use demo_backend::{Fault, Reply};
 use demo_gateway::{Config, config::Store};
 use http::{Method, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::{Folder, ask_undisturbed, logged, logging, settled, status};
 use crate::{
     process::program,
     support::{
-        CHAT, CHAT_STREAM, PROMPT, admin, backend, config, get, limited, open, post, post_with,
-        posting, request, send, start,
+        CHAT, CHAT_STREAM, PROMPT, admin, backend, client, config, eventually, get, limited, open,
+        post, post_with, posting, request, send, start,
     },
 };
 
@@ -197,6 +203,56 @@ async fn looking_into_the_log_needs_the_token_and_filters_that_there_are() {
 }
 
 #[tokio::test]
+async fn all_times_of_a_row_begin_when_its_request_came() {
+    const SLOW: Duration = Duration::from_millis(300);
+    let backend = backend().await;
+    let gateway = logging(&[&backend], Store::default()).await;
+    let mut stream = TcpStream::connect(gateway.addr()).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        CHAT_STREAM.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The request is there.
+    let mut goes_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut goes_on).await.unwrap();
+    assert!(goes_on.starts_with(b"HTTP/1.1 100 "));
+    tokio::time::sleep(SLOW).await;
+    stream.write_all(CHAT_STREAM.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("[DONE]"), "{answer}");
+    settled(&gateway, 1).await;
+    let row = logged(&gateway).await.remove(0);
+    let [first, all] = ["first_token_ms", "processing_time_ms"].map(|it| row[it].as_f64().unwrap());
+    let slow = SLOW.as_secs_f64() * 1e3;
+    assert!(slow <= first && first <= all, "{first} {all}");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_batch_whose_caller_leaves_has_a_row_for_each_of_its_requests() {
+    let backend = backend().await;
+    backend.chaos([Fault::hang()]);
+    let gateway = logging(&[&backend], Store::default()).await;
+    let body = format!("{{\"requests\":[{}]}}", [PROMPT; 40].join(","));
+    let waiting = tokio::spawn(client().request(posting(&gateway, "/generate/batch", &body)));
+    // As many as are under way at once.
+    eventually("the backend has them", async || backend.in_flight() == 32).await;
+    waiting.abort();
+    settled(&gateway, 40).await;
+    let rows = logged(&gateway).await;
+    assert!(
+        rows.iter().all(|row| row["verdict"] == "canceled"),
+        "{rows:?}"
+    );
+    let begun = rows.iter().filter(|row| row["backend_id"] == "a");
+    assert_eq!((rows.len(), begun.count()), (40, 32));
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_log_is_exported_for_machines_and_for_people() {
     let folder = Folder::new();
     let backend = backend().await;
@@ -248,10 +304,61 @@ async fn the_log_is_exported_for_machines_and_for_people() {
     let (fine, _, told) = export(&["--format", "csv", "--since", "soon"]).await;
     assert!(!fine && told.contains("--since `soon`"), "{told}");
     let url = "postgres://me:hunter2@127.0.0.1:1/llm";
-    let (fine, _, told) = export(&["--format", "csv", "--store", url]).await;
+    let (fine, _, told) = export(&["--format", "csv", "--store", url, "--output", &file]).await;
     assert!(
         !fine && told.contains("(hidden)") && !told.contains("hunter2"),
         "{told}"
     );
+    // What was exported before is still there, and nothing beside it.
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
+    let beside = std::fs::read_dir(folder).unwrap();
+    let parts =
+        beside.filter(|it| it.as_ref().unwrap().path().extension() == Some("part".as_ref()));
+    assert_eq!(parts.count(), 0);
     gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_export_that_is_interrupted_leaves_the_file_as_it_was() {
+    let folder = Folder::new();
+    let file = folder.0.join("log.csv");
+    std::fs::write(&file, "what there was").unwrap();
+    // A database that never answers.
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://me@{}/llm", database.local_addr().unwrap());
+    for signal in ["-INT", "-TERM"] {
+        let mut export = program(&["export", "--format", "csv", "--store", &url])
+            .args(["--output", file.to_str().unwrap()])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _asked = database.accept().await.unwrap();
+        let names = || std::fs::read_dir(&folder.0).unwrap().count();
+        assert_eq!(names(), 2, "half a file");
+        crate::process::send_signal(&export, signal);
+        assert_eq!(export.wait().await.unwrap().code(), Some(1));
+        assert_eq!(names(), 1);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "what there was");
+        let mut told = String::new();
+        let mut stderr = export.stderr.take().unwrap();
+        stderr.read_to_string(&mut told).await.unwrap();
+        assert!(told.contains("is as it was"), "{told}");
+    }
+}
+
+/// A handler would only be looked at between two rows, and somebody who does not read a pipe lets it wait for ever.
+#[tokio::test]
+async fn an_export_into_what_is_no_file_ends_at_once_by_a_signal() {
+    let database = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://me@{}/llm", database.local_addr().unwrap());
+    let mut export = program(&["export", "--format", "csv", "--store", &url])
+        .args(["--output", "/dev/null"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _asked = database.accept().await.unwrap();
+    crate::process::send_signal(&export, "-TERM");
+    let ended = export.wait().await.unwrap();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&ended);
+    assert_eq!(signal, Some(15), "{ended}");
 }
