@@ -1,6 +1,6 @@
 //! Counts requests when they end.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use palisade::{
     classify::Verdict,
@@ -42,12 +42,12 @@ pub(crate) struct Tally {
     meters: Arc<Meters>,
     exchange: Option<Arc<Exchange>>,
     since: Instant,
-    first_data: Option<Duration>,
+    first_data: Option<Instant>,
 }
 
 impl Settle for Tally {
     fn first_data(&mut self, now: Instant) {
-        self.first_data = Some(now.saturating_duration_since(self.since));
+        self.first_data = Some(now);
     }
 
     fn settle(&mut self, end: &End, _: Instant) {
@@ -57,7 +57,10 @@ impl Settle for Tally {
         exchange.ended(Ended {
             verdict: end.verdict,
             usage: end.usage,
-            first_data: self.first_data,
+            // As the log has all its times.
+            first_data: self
+                .first_data
+                .map(|at| at.saturating_duration_since(exchange.since)),
         });
         let succeeded = end.verdict == Verdict::Success;
         let counts = match end.verdict {
@@ -67,7 +70,8 @@ impl Settle for Tally {
             _ => true,
         };
         let backend = exchange.backend();
-        if counts {
+        // Nor does one whose fault it is.
+        if counts && end.verdict != Verdict::CallerFault {
             match &backend {
                 Some(backend) if succeeded => backend.meters.success.increment(1),
                 Some(backend) => backend.meters.error.increment(1),
@@ -99,6 +103,7 @@ impl Settle for Tally {
             .first_data
             .filter(|_| succeeded && exchange.is_stream())
         {
+            let first = first.saturating_duration_since(self.since);
             meters.first_token().record(first);
             if usage.completion > 1 {
                 let rest = end.age.saturating_sub(first).as_secs_f64();

@@ -22,7 +22,7 @@ use crate::{
     errors::{ApiError, SOON},
     identity::{Identifier, same_secret},
     limits::{DOWN, Reset, Source},
-    store,
+    replicas, store,
 };
 
 #[derive(Serialize)]
@@ -45,6 +45,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Router<Arc<App>> {
         .route("/admin/backends/{*id}", post(change))
         .route("/admin/circuit-breaker/{*id}", post(circuit))
         .merge(store::routes())
+        .merge(replicas::routes())
         // Before the guard, so that it stands before a wrong method too.
         .method_not_allowed_fallback(api::wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard))

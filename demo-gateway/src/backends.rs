@@ -34,7 +34,7 @@ pub(crate) use self::{
 use crate::{
     checkup,
     config::{self, Config},
-    metrics::{self, ACTIVE, BackendMeters},
+    metrics::{self, ACTIVE, BackendMeters, USABLE},
     proxy::{Address, Connections},
     stack::{self, EndpointGate, EndpointService, Endpoints},
     workers,
@@ -268,14 +268,38 @@ impl Backends {
 
     /// Whether a request has anywhere to go.
     pub(crate) fn usable(&self) -> bool {
-        self.endpoints.snapshot().iter().any(|endpoint| {
-            let probe_is_due = endpoint.retry_in == Some(Duration::ZERO);
-            is_healthy(endpoint) || endpoint.state == EndpointState::Probing || probe_is_due
-        })
+        self.asks_any(&self.endpoints.snapshot())
+    }
+
+    /// Whether a request that comes now would go to any of these, be it as a probe.
+    pub(crate) fn asks_any(&self, endpoints: &[Snapshot]) -> bool {
+        self.serves_any(endpoints)
+            || endpoints.iter().any(|endpoint| {
+                let probe_is_due = endpoint.retry_in == Some(Duration::ZERO);
+                endpoint.state == EndpointState::Probing || probe_is_due
+            })
+    }
+
+    /// Whether more goes to any of these than probes.
+    fn serves_any(&self, endpoints: &[Snapshot]) -> bool {
+        endpoints.iter().any(is_healthy) || self.tries_those_out(endpoints)
+    }
+
+    /// Whether so few are well that those that are out get requests as well.
+    pub(crate) fn tries_those_out(&self, endpoints: &[Snapshot]) -> bool {
+        let is_out_for_a_time = |endpoint: &Snapshot| match endpoint.state {
+            EndpointState::Probing => true,
+            // What is held open has no time to wait for.
+            EndpointState::Ejected => endpoint.retry_in.is_some(),
+            _ => false,
+        };
+        self.endpoints.is_panicking() && endpoints.iter().any(is_out_for_a_time)
     }
 
     /// Sets the gauges that a scrape shows.
     pub(crate) fn publish(&self) {
+        let usable = self.serves_any(&self.endpoints.snapshot());
+        gauge!(USABLE).set(f64::from(u8::from(usable)));
         let mut shown = lock(&self.shown);
         // One that is gone is shown once more, with nothing left.
         let mut active: BTreeMap<Arc<str>, u32> = shown
@@ -319,10 +343,8 @@ impl Backends {
     pub(crate) fn probes(&self) -> impl Future<Output = ()> + Send + use<> {
         let (known, connections) = (self.maker.known.clone(), Connections::<Empty<Bytes>>::new());
         let probe = OrcaProbe::new("/load").expect("a path");
-        let probes = match self.maker.config.probe_interval {
-            Some(every) => Probes::default().steady(every),
-            None => Probes::default(),
-        };
+        let every = self.maker.config.probe_interval;
+        let probes = Probes::default().steady((!every.is_zero()).then_some(every));
         self.endpoints.probes(probes, move |name, _| {
             let asking = known.find(&name).map(|backend| connections.to(backend));
             let probe = probe.clone();

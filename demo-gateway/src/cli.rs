@@ -12,6 +12,7 @@ use crate::{
         self, Affinity, Backend, Config, Discovery, Fault, Format, Secret, Strategy, Switch,
         parse_duration,
     },
+    replicas::Sla,
     simulate::Simulate,
     store::export::Export,
 };
@@ -23,7 +24,7 @@ use crate::{
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Logs go to stderr, as far as PALISADE_LOG says: `info`, `debug`, `warn`. For a line for every request see --access-log."
+    after_help = "Logs go to stderr, as far as PALISADE_LOG says: `info`, `debug`, `warn`. For a line for every request see --access-log; on SIGUSR1 its file is opened anew, for those who rotate it. SIGINT and SIGTERM let requests end, a second one does not."
 )]
 pub struct Cli {
     /// What to do; `serve` when nothing is said.
@@ -47,6 +48,8 @@ pub enum Command {
     },
     /// Writes the request log into a file, or to the standard output.
     Export(Export),
+    /// Adds up what several gateways have counted, and prints how it goes with all of them, as JSON.
+    Sla(Sla),
     /// Prints the alerts on the objective, as a file of rules for Prometheus.
     Rules {
         /// The configuration [default: the objective that holds without one].
@@ -395,6 +398,7 @@ mod tests {
             "--discovery",
             "--otlp",
             "PALISADE_ACCESS_LOG",
+            "SIGUSR1",
             "consistent_hash",
             "check",
             "rules",

@@ -10,7 +10,6 @@ use http::{
     HeaderMap, HeaderName, Request, Response, StatusCode,
     header::{Entry, RETRY_AFTER},
 };
-use pin_project::pin_project;
 use tower::Service;
 
 use crate::stack::Endpoints;
@@ -49,16 +48,15 @@ where
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
         ElsewhereFuture {
-            inner: self.inner.call(request),
+            inner: Box::pin(self.inner.call(request)),
             endpoints: self.endpoints.clone(),
         }
     }
 }
 
-#[pin_project]
 pub(crate) struct ElsewhereFuture<F> {
-    #[pin]
-    inner: F,
+    /// Boxed: each of the layers around would otherwise move an attempt while it makes its own future of it.
+    inner: Pin<Box<F>>,
     endpoints: Endpoints,
 }
 
@@ -69,8 +67,8 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let mut answer = ready!(this.inner.poll(cx));
+        let this = self.get_mut();
+        let mut answer = ready!(this.inner.as_mut().poll(cx));
         if let Ok(response) = &mut answer
             && is_of_one_backend(response.status())
             && this.endpoints.len() > 1

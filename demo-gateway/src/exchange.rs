@@ -54,6 +54,8 @@ impl Operation {
 pub(crate) struct Exchange {
     pub(crate) caller: Arc<Caller>,
     pub(crate) operation: Operation,
+    /// When it came, before its body was read: as its [`Entry`](crate::record::Entry) has it.
+    pub(crate) since: Instant,
     /// Those for the model that was asked for.
     pub(crate) attempts: Attempts,
     /// Those for models that were asked instead.
@@ -77,6 +79,7 @@ pub(crate) struct Exchange {
 pub(crate) struct Ended {
     pub(crate) verdict: Verdict,
     pub(crate) usage: Option<Usage>,
+    /// From when it came.
     pub(crate) first_data: Option<Duration>,
 }
 
@@ -88,10 +91,11 @@ pub(crate) struct Generated {
 }
 
 impl Exchange {
-    pub(crate) fn new(caller: Arc<Caller>, operation: Operation) -> Self {
+    pub(crate) fn new(caller: Arc<Caller>, operation: Operation, since: Instant) -> Self {
         Self {
             caller,
             operation,
+            since,
             attempts: Attempts::default(),
             elsewhere: AtomicU32::new(0),
             stream: AtomicBool::new(false),

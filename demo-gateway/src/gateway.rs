@@ -144,7 +144,7 @@ impl Gateway {
             None => None,
         };
         // Before lines are written, so that they say in which trace they are.
-        if tracing::enabled!(target: "palisade_trace", tracing::Level::DEBUG) {
+        if spans::are_kept() {
             app.observers.add(Arc::new(spans::Telling));
         }
         let access_log = AccessLog::open(&config.access_log)
@@ -250,6 +250,13 @@ impl Gateway {
     /// Requests between their admission and the end of their answer.
     pub fn in_flight(&self) -> u64 {
         self.app().stack.sla.in_flight()
+    }
+
+    /// Opens the file of the access log anew, which somebody may have moved away. No line is lost.
+    pub fn reopen_logs(&self) {
+        if let Some(access_log) = &self.access_log {
+            access_log.reopen();
+        }
     }
 
     fn app(&self) -> &App {

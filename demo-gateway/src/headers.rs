@@ -8,6 +8,9 @@ use http::{
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const BACKEND_ID: HeaderName = HeaderName::from_static("x-backend-id");
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-attempts");
+/// How a caller stands, and with which rules.
+pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// The longest request id that is kept.
 const LONGEST_ID: usize = 128;
@@ -85,20 +88,28 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
     for name in connection_names(headers) {
         headers.remove(&*name);
     }
-    for name in [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "set-cookie",
-        "endpoint-load-metrics",
-        "endpoint-load-metrics-bin",
-        "x-instance-id",
-    ] {
+    // A look at the few that there are costs less than a search for each that there may be.
+    while let Some(name) = headers.keys().find(|name| ends_here(name.as_str())) {
+        let name = name.clone();
         headers.remove(name);
     }
+}
+
+/// Whether a header of an answer goes no further.
+fn ends_here(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "set-cookie"
+            | "endpoint-load-metrics"
+            | "endpoint-load-metrics-bin"
+            | "x-instance-id"
+    )
 }
 
 /// The headers that `Connection` names, which go no further than it does.

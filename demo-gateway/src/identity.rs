@@ -3,8 +3,9 @@
 use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
-    fmt::{self, Write},
+    fmt,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -20,6 +21,9 @@ use crate::{
     config::{self, BASIC, Config, Forwarded, Secret, UserHeader},
     errors::ApiError,
 };
+
+#[cfg(test)]
+mod tests;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
@@ -104,12 +108,19 @@ pub(crate) fn is_in_tier(key: &Key<'_>, tier: &str) -> bool {
     before.is_some_and(|before| before.ends_with(mark))
 }
 
-fn in_tier(mut name: String, tier: &str) -> String {
+/// What limits count by, in one allocation.
+fn in_tier(kind: Kind, name: &str, tier: &str) -> String {
+    let mark = TIER.len_utf8();
+    let length = kind.name().len() + ":".len() + name.len() + mark + tier.len();
+    let mut text = String::with_capacity(length);
+    text.push_str(kind.name());
+    text.push(':');
+    text.push_str(name);
     if tier != BASIC {
-        name.push(TIER);
-        name.push_str(tier);
+        text.push(TIER);
+        text.push_str(tier);
     }
-    name
+    text
 }
 
 /// Tells who is asking.
@@ -168,25 +179,24 @@ impl Identities {
 
     /// What limits count somebody by: more than one who can come in several tiers.
     pub(crate) fn keys(&self, identifier: &Identifier) -> Vec<Key<'static>> {
-        let name = identifier.to_string();
         match identifier {
             Identifier::Global => Vec::new(),
             Identifier::Address(address) => vec![self.address.key_of(*address)],
             Identifier::Model(model) => vec![model.clone().into()],
             Identifier::ApiKey(id) => {
                 let mut known = self.tiers.iter();
-                let known = known.find(|(hash, _)| public_id(hash) == *id);
+                let known = known.find(|(hash, _)| *public_id(hash) == **id);
                 let tier = known.map_or(BASIC, |(_, tier)| tier);
-                vec![in_tier(name, tier).into()]
+                vec![in_tier(Kind::ApiKey, id, tier).into()]
             }
-            Identifier::User(_) => {
+            Identifier::User(name) => {
                 let mut tiers = BTreeSet::from([BASIC]);
                 if self.user_header == UserHeader::WithKey {
                     tiers.extend(self.tiers.values().map(|tier| &**tier));
                 }
                 let tiers = tiers.into_iter();
                 tiers
-                    .map(|tier| in_tier(name.clone(), tier).into())
+                    .map(|tier| in_tier(Kind::User, name, tier).into())
                     .collect()
             }
         }
@@ -194,26 +204,29 @@ impl Identities {
 
     /// Who sent a request with these headers.
     pub(crate) fn find(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        let unknown = self.unknown(peer, headers);
+        let address = self.address(peer, headers);
         let user = match headers.get(&USER_ID) {
             Some(value) if self.user_header != UserHeader::Off => Some(name(value.as_bytes())?),
             _ => None,
         };
-        let caller = |kind, subject| Caller {
+        let caller = |kind, subject, tier| Caller {
             kind,
+            tier,
+            address,
             subject,
-            ..unknown.clone()
+            key: None,
         };
         let Some(key) = api_key(headers) else {
             return Ok(match user {
                 Some(user) if self.user_header == UserHeader::Believe => {
-                    caller(Kind::User, format!("user:{user}"))
+                    let subject = in_tier(Kind::User, user, BASIC);
+                    caller(Kind::User, subject, BASIC.into())
                 }
-                _ => unknown,
+                _ => caller(Kind::Address, String::new(), BASIC.into()),
             });
         };
         let hash = self.hash(key);
-        let tier = match self.tiers.get(&hash) {
+        let tier: Arc<str> = match self.tiers.get(&hash) {
             Some(tier) => tier.clone(),
             None if self.tiers.is_empty() => BASIC.into(),
             None => {
@@ -223,15 +236,14 @@ impl Identities {
                 ));
             }
         };
-        let key = in_tier(format!("api_key:{}", public_id(&hash)), &tier);
-        let caller = match user {
+        let key = in_tier(Kind::ApiKey, &public_id(&hash), &tier);
+        Ok(match user {
             Some(user) if self.user_header == UserHeader::WithKey => Caller {
                 key: Some(key),
-                ..caller(Kind::User, in_tier(format!("user:{user}"), &tier))
+                ..caller(Kind::User, in_tier(Kind::User, user, &tier), tier)
             },
-            _ => caller(Kind::ApiKey, key),
-        };
-        Ok(Caller { tier, ..caller })
+            _ => caller(Kind::ApiKey, key, tier),
+        })
     }
 
     /// Whoever it is, by the address alone.
@@ -271,7 +283,7 @@ impl Identities {
 
     /// The public id of a key, as `/rate-limits/api_key:ID` takes it.
     pub(crate) fn public_id(&self, key: &str) -> String {
-        public_id(&self.hash(key.as_bytes()))
+        public_id(&self.hash(key.as_bytes())).to_owned()
     }
 }
 
@@ -359,197 +371,27 @@ fn name(bytes: &[u8]) -> Result<&str, ApiError> {
 }
 
 /// The first 64 bits of a hash in hexadecimal.
-fn public_id(hash: &[u8; 32]) -> String {
-    let mut text = String::with_capacity(16);
-    for byte in &hash[..8] {
-        let _infallible = write!(text, "{byte:02x}");
+fn public_id(hash: &[u8; 32]) -> PublicId {
+    let mut digits = [0; 16];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+        let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
     }
-    text
+    PublicId(digits)
+}
+
+/// Hexadecimal digits where they are needed.
+struct PublicId([u8; 16]);
+
+impl Deref for PublicId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).expect("hexadecimal digits")
+    }
 }
 
 /// Whether two secrets are equal, found out without telling how much of them is.
 pub(crate) fn same_secret(a: &[u8], b: &[u8]) -> bool {
     Sha256::digest(a) == Sha256::digest(b)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::ApiKey;
-
-    const PEER: &str = "192.0.2.7:999";
-
-    fn find(config: &Config, pairs: &[(&str, &str)]) -> Result<Caller, ApiError> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            let name: HeaderName = name.parse().unwrap();
-            headers.insert(
-                name,
-                http::HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-            );
-        }
-        Identities::new(config).find(PEER.parse().unwrap(), &headers)
-    }
-
-    fn told(config: &Config, pairs: &[(&str, &str)]) -> String {
-        match find(config, pairs) {
-            Ok(caller) if caller.kind == Kind::Address => format!("ip:{}", caller.address),
-            Ok(caller) => caller.subject.replace(TIER, " "),
-            Err(error) => format!("{error:?}"),
-        }
-    }
-
-    #[test]
-    fn a_key_comes_before_a_user_and_a_user_before_the_address() {
-        let config = Config::default();
-        let all = [("x-api-key", "k"), ("x-user-id", "alice")];
-        // The first 64 bits of SHA-256 of "k".
-        assert_eq!(told(&config, &all), "api_key:8254c329a92850f6");
-        let bearer = [("authorization", "Bearer k"), ("x-user-id", "alice")];
-        assert_eq!(told(&config, &bearer), told(&config, &all));
-        assert_eq!(told(&config, &[("x-user-id", "alice")]), "user:alice");
-        assert_eq!(told(&config, &[]), "ip:192.0.2.7");
-        assert_eq!(
-            told(&config, &[("authorization", "Basic eA==")]),
-            "ip:192.0.2.7"
-        );
-    }
-
-    #[test]
-    fn with_a_key_table_a_key_that_is_not_in_it_is_refused() {
-        let mut config = Config::default();
-        config.identity.keys = vec![ApiKey::new("sk-1", "premium")];
-        assert!(told(&config, &[("x-api-key", "sk-1")]).ends_with(" premium"));
-        let error = told(&config, &[("x-api-key", "sk-2")]);
-        assert!(error.contains("401") && !error.contains("sk-2"), "{error}");
-        assert_eq!(told(&config, &[]), "ip:192.0.2.7");
-    }
-
-    #[test]
-    fn a_user_header_is_believed_as_far_as_it_is_set() {
-        let mut config = Config::default();
-        config.identity.keys = vec![ApiKey::new("sk-1", "premium")];
-        let (alone, beside): (&[_], &[_]) = (
-            &[("x-user-id", "alice")],
-            &[("x-user-id", "alice"), ("x-api-key", "sk-1")],
-        );
-        config.identity.user_header = UserHeader::WithKey;
-        assert_eq!(told(&config, alone), "ip:192.0.2.7");
-        assert_eq!(told(&config, beside), "user:alice premium");
-        config.identity.user_header = UserHeader::Off;
-        assert_eq!(told(&config, alone), "ip:192.0.2.7");
-        assert!(told(&config, beside).starts_with("api_key:"));
-    }
-
-    #[test]
-    fn a_secret_changes_public_ids() {
-        let mut config = Config::default();
-        let plain = Identities::new(&config).public_id("k");
-        config.identity.secret = Some("pepper".into());
-        let keyed = Identities::new(&config).public_id("k");
-        assert_ne!(plain, keyed);
-        assert!(told(&config, &[("x-api-key", "k")]).contains(&keyed));
-    }
-
-    #[test]
-    fn an_id_with_control_characters_is_a_bad_request() {
-        let config = Config::default();
-        for id in ["a\tb", "", "a\u{85}b"] {
-            assert!(
-                told(&config, &[("x-user-id", id)]).contains("400"),
-                "{id:?}"
-            );
-        }
-        assert_eq!(told(&config, &[("x-user-id", "zoë")]), "user:zoë");
-    }
-
-    #[test]
-    fn a_forwarded_address_counts_only_from_a_trusted_proxy() {
-        let mut config = Config::default();
-        let forwarded = [("x-forwarded-for", "6.6.6.6, 198.51.100.1")];
-        assert_eq!(told(&config, &forwarded), "ip:192.0.2.7");
-        config.identity.trusted_proxies = vec!["192.0.2.0/24".into()];
-        assert_eq!(told(&config, &forwarded), "ip:198.51.100.1");
-    }
-
-    #[test]
-    fn behind_so_many_proxies_the_address_is_what_the_outermost_wrote() {
-        let mut config = Config::default();
-        let both = [
-            ("x-forwarded-for", "6.6.6.6, 198.51.100.1, 10.0.0.1"),
-            ("forwarded", "for=6.6.6.7, for=198.51.100.2, for=10.0.0.2"),
-        ];
-        for (hops, forwarded, address) in [
-            (0, None, "192.0.2.7"),
-            (1, None, "10.0.0.1"),
-            (2, None, "198.51.100.1"),
-            (2, Some(Forwarded::XForwardedFor), "198.51.100.1"),
-            (2, Some(Forwarded::Forwarded), "198.51.100.2"),
-        ] {
-            config.identity.trusted_hops = Some(hops);
-            config.identity.forwarded = forwarded;
-            assert_eq!(told(&config, &both), format!("ip:{address}"), "{hops}");
-        }
-    }
-
-    #[test]
-    fn a_caller_is_counted_by_what_it_can_be_looked_up_by() {
-        let mut config = Config::default();
-        config.identity.keys = vec![ApiKey::new("sk-1", "gold"), ApiKey::new("sk-2", "basic")];
-        config.identity.user_header = UserHeader::WithKey;
-        let identities = Identities::new(&config);
-        for (key, user, identifier) in [
-            (
-                "sk-1",
-                None,
-                format!("api_key:{}", identities.public_id("sk-1")),
-            ),
-            (
-                "sk-2",
-                None,
-                format!("api_key:{}", identities.public_id("sk-2")),
-            ),
-            ("sk-1", Some("alice"), "user:alice".into()),
-            ("sk-2", Some("alice"), "user:alice".into()),
-        ] {
-            let mut headers = vec![("x-api-key", key)];
-            headers.extend(user.map(|user| ("x-user-id", user)));
-            let caller = find(&config, &headers).unwrap();
-            let looked_up = identities.keys(&Identifier::parse(&identifier).unwrap());
-            let subject = caller.subject().unwrap();
-            assert!(looked_up.contains(&subject), "{key} {user:?}");
-            assert_eq!(is_in_tier(&subject, "gold"), key == "sk-1");
-            assert!(!is_in_tier(&subject, "old") && !is_in_tier(&subject, "basic"));
-            let id = format!("api_key:{}", identities.public_id(key));
-            let looked_up = identities.keys(&Identifier::parse(&id).unwrap());
-            assert_eq!(looked_up, [caller.key().unwrap()]);
-        }
-        let address = find(&config, &[]).unwrap();
-        assert_eq!((address.subject(), address.key()), (None, None));
-    }
-
-    #[test]
-    fn identifiers_are_read_as_they_are_written() {
-        let identities = Identities::new(&Config::default());
-        let keys = |text| identities.keys(&Identifier::parse(text).unwrap());
-        assert_eq!(keys("ip:::1"), keys("ip:[::1]"));
-        assert_eq!(
-            keys("api_key:0123456789ABCDEF"),
-            keys("api_key:0123456789abcdef")
-        );
-        assert_eq!(keys("model:gpt-4o"), ["gpt-4o".into()]);
-        for wrong in [
-            "alice",
-            "user:",
-            "ip:here",
-            "model:",
-            "api_key:raw-key",
-            "api_key:0123456789abcdef0123456789abcdef",
-            "tenant:a",
-            "user:a\nb",
-            "user:alice\u{1f}premium",
-        ] {
-            assert!(Identifier::parse(wrong).is_err(), "{wrong:?}");
-        }
-    }
 }

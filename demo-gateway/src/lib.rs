@@ -71,6 +71,7 @@ mod limits;
 pub mod metrics;
 mod proxy;
 mod record;
+pub mod replicas;
 mod server;
 pub mod simulate;
 mod splice;

@@ -7,6 +7,7 @@ use demo_gateway::{
     Gateway, StartError, alerts,
     cli::{Cli, Command, Serve},
     config::{self, Fault},
+    replicas,
     simulate::simulate,
     store::export::{self, Export},
     telemetry::Telemetry,
@@ -24,19 +25,24 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check { config }) => check(&config),
         Some(Command::Rules { config, period }) => rules(config.as_deref(), period),
-        Some(Command::Simulate(options)) => match simulate(&options) {
-            Ok(text) => {
-                print!("{text}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::FAILURE
-            }
-        },
+        Some(Command::Simulate(options)) => printed(simulate(&options)),
+        Some(Command::Sla(options)) => printed(replicas::summary(&options).map(|text| text + "\n")),
         Some(Command::Export(options)) => export(&options),
         Some(Command::Serve(options)) => serve(&options),
         None => serve(&cli.serve),
+    }
+}
+
+fn printed(text: Result<String, String>) -> ExitCode {
+    match text {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -130,13 +136,9 @@ fn serve(options: &Serve) -> ExitCode {
 async fn run(config: config::Config, telemetry: Telemetry) -> ExitCode {
     let token_is_given = config.admin_token.is_some();
     // Before anybody is told to send requests, or signals.
-    let (interrupt, terminate, mut hangup) = match (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-        signal(SignalKind::hangup()),
-    ) {
-        (Ok(interrupt), Ok(terminate), Ok(hangup)) => (interrupt, terminate, hangup),
-        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return fail(&error),
+    let (mut signals, mut hangup) = match (Signals::new(), signal(SignalKind::hangup())) {
+        (Ok(signals), Ok(hangup)) => (signals, hangup),
+        (Err(error), _) | (_, Err(error)) => return fail(&error),
     };
     // Whoever asks for a new configuration does not want the requests to be cut off.
     tokio::spawn(async move {
@@ -149,32 +151,49 @@ async fn run(config: config::Config, telemetry: Telemetry) -> ExitCode {
         Err(error) => return fail(&error),
     };
     greet(&gateway, token_is_given);
-    let mut signals = Signals {
-        interrupt,
-        terminate,
-    };
-    signals.next().await;
+    while signals.next().await == Wish::Reopen {
+        gateway.reopen_logs();
+    }
     tracing::info!("stopping: what is in flight may end; a second signal ends it at once");
     let ending = async {
         gateway.shutdown().await;
         telemetry.close(LAST_SPANS).await;
     };
+    let again = async { while signals.next().await == Wish::Reopen {} };
     tokio::select! {
         () = ending => ExitCode::SUCCESS,
-        () = signals.next() => ExitCode::FAILURE,
+        () = again => ExitCode::FAILURE,
     }
+}
+
+/// What somebody asks for by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    End,
+    /// To open log files anew, as nginx does.
+    Reopen,
 }
 
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    user: Signal,
 }
 
 impl Signals {
-    async fn next(&mut self) {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.user.recv() => Wish::Reopen,
         }
     }
 }

@@ -33,6 +33,7 @@ const DURATION: &str = "llm_request_duration_seconds";
 pub(crate) const ACTIVE: &str = "llm_active_connections";
 const HITS: &str = "llm_rate_limit_hits_total";
 const OVERHEAD: &str = "palisade_gateway_overhead_seconds";
+pub(crate) const USABLE: &str = "palisade_gateway_usable";
 const BUILD: &str = "palisade_gateway_build_info";
 
 /// Where no backend was reached.
@@ -80,7 +81,7 @@ pub(crate) fn forget(backend: &str) {
 fn describe() {
     describe_counter!(
         REQUESTS,
-        "Requests that ended, by backend and by how; without those over their rate and those that were left."
+        "Requests that ended, by backend and by how; without those over their rate, at fault themselves, and those that were left."
     );
     describe_histogram!(
         DURATION,
@@ -94,6 +95,10 @@ fn describe() {
     describe_histogram!(
         OVERHEAD,
         "What the gateway itself took of a request: without the time that backends and callers were waited for."
+    );
+    describe_gauge!(
+        USABLE,
+        "1 while requests go to backends, be they ejected; 0 while all are refused, but for probes."
     );
     describe_gauge!(BUILD, "1, and which gateway this is.");
     answers::describe();

@@ -40,7 +40,7 @@ use tower::Service;
 use crate::{
     backends::Backend,
     exchange::{Exchange, Generated, Operation, Waiting},
-    headers::BACKEND_ID,
+    headers::{BACKEND_ID, LIMIT, POLICY},
     workers,
 };
 
@@ -217,7 +217,7 @@ impl Future for Attempt {
                         waiting.exchange().reached(this.backend.clone());
                     }
                     // What it says of its own limits is not about those of the caller.
-                    for name in ["ratelimit", "ratelimit-policy"] {
+                    for name in [LIMIT, POLICY] {
                         parts.headers.remove(name);
                     }
                     let operation = this.waiting.as_ref().map(|it| it.exchange().operation);

@@ -229,7 +229,7 @@ impl Entry {
             method: self.method.clone(),
             uri: self.uri.clone(),
             received: time::wall_clock(),
-            since: time::now(),
+            since: exchange.since,
             exchange: exchange.into(),
             own: OnceLock::new(),
             part: Part::Item,

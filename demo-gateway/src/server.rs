@@ -14,14 +14,15 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot, watch},
+    sync::{Notify, Semaphore, oneshot, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 
 use crate::{
-    api::{self, Routes},
+    api::{self, Routes, Seat},
     app::App,
+    dashboard::EVENTS,
     workers::Workers,
 };
 
@@ -163,16 +164,26 @@ impl Protocols {
         (app, routes, peer): (Arc<App>, Routes, SocketAddr),
         watcher: Watcher,
     ) {
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (app, routes) = (app.clone(), routes.clone());
-            api::answer(app, routes, peer, request)
+        // Counted by the connection, on its thread: what all threads count together goes from core to core each time.
+        let seat = Arc::new(Seat { app, routes, peer });
+        let hangup = Hangup::default();
+        let may_end = (version == Version::Http1).then(|| hangup.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(hangup) = &may_end
+                && request.uri().path() == EVENTS
+            {
+                request.extensions_mut().insert(hangup.clone());
+            }
+            api::answer(seat.clone(), request)
         });
         let io = TokioIo::new(stream);
         let ended = match version {
             Version::Http1 => {
-                watcher
-                    .watch(self.http1.serve_connection(io, service))
-                    .await
+                let conversation = watcher.watch(self.http1.serve_connection(io, service));
+                tokio::select! {
+                    ended = conversation => ended,
+                    () = hangup.0.notified() => return,
+                }
             }
             Version::Http2 => {
                 watcher
@@ -186,6 +197,18 @@ impl Protocols {
     }
 }
 
+/// Ends the connection that a request has come on, for whom nothing else reaches: an answer that nobody takes is not
+/// asked for more. Other streams on a connection of HTTP/2 have not deserved that.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hangup(Arc<Notify>);
+
+impl Hangup {
+    pub(crate) fn hang_up(&self) {
+        self.0.notify_one();
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Version {
     Http1,
     Http2,

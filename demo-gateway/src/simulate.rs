@@ -25,7 +25,8 @@ const GATEWAYS: [usize; 4] = [1, 8, 20, 50];
 /// With `--all`, unless it is said.
 const LOADS: [f64; 2] = [0.7, 0.9];
 /// Beside the oracle, unless it is said.
-const POLICIES: [Policy; 7] = [
+const POLICIES: [Policy; 8] = [
+    Policy::Asks(Strategy::Adaptive),
     Policy::Ours(Strategy::Adaptive),
     Policy::Ours(Strategy::Prequal),
     Policy::Ours(Strategy::LeastConnections),

@@ -1,6 +1,6 @@
 //! Which layer goes outside which. The only file that names them in their order.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -9,16 +9,21 @@ use palisade::{
     BoxError, Ratio,
     balance::{Balance, BalanceLayer, Endpoint},
     circuit_breaker::CircuitBreaker,
+    classify::Verdict,
     deadline::{AttemptTimeout, AttemptTimeoutLayer, DeadlineLayer, DeadlineService, Timeouts},
     fallback::{Fallback, FallbackLayer},
-    gate::{GateLayer, Gated, gates},
+    gate::{Admit, Gate, GateLayer, Gated, gates},
+    head::RequestHead,
     rate_limit::{RateLimit, Tokens},
+    reject::Rejected,
     replay::ReplayBody,
     retry::{
         Backoff, Budget, Hedge, HedgeBody, HedgeLayer, Repeatable, Retry, RetryLayer, hedge::Delay,
         transient,
     },
+    settle::{End, Settle},
     sla::{AlertKind, Condition, LabelledSla, Objective, Sla},
+    time,
     trace::{OpenTelemetry, Trace},
 };
 use tower::{Layer, Service, ServiceBuilder, layer::layer_fn};
@@ -64,7 +69,7 @@ type Retrying = Retry<Hedging, Llm>;
 type Hedging = Hedge<Elsewhere<Balance<EndpointService, EndpointGate, Llm>>, Llm>;
 
 /// The body of an answer that has come through all of it.
-pub(crate) type PipelineBody = <Pipeline as Answers>::Body;
+pub(crate) type PipelineBody = Pin<Box<<Pipeline as Answers>::Body>>;
 
 /// Names the body of a service's answers.
 pub(crate) trait Answers {
@@ -78,7 +83,7 @@ where
     type Body = B;
 }
 
-/// So many endpoints are measured by name in the life of a gateway, at 40 KiB each; later ones together.
+/// So many endpoints are measured by name at once, at 40 KiB each, and those beyond together.
 const ENDPOINTS: usize = 250;
 
 /// More than the gateway ever adds to a body, in bytes.
@@ -89,6 +94,7 @@ pub(crate) struct Stack {
     pub(crate) pipeline: Pipeline,
     pub(crate) limits: Limits,
     pub(crate) sla: palisade::sla::Handle,
+    measured: (Account, Sla),
     /// Of retries and hedges together.
     pub(crate) budget: Budget,
 }
@@ -113,7 +119,7 @@ impl Stack {
             .layer(BalanceLayer::new(config.strategy).classify(Llm))
             .service(backends.endpoints.clone());
         let pipeline = ServiceBuilder::new()
-            .layer(gates((account, sla.clone())).classify(Llm))
+            .layer(gates((account.clone(), sla.clone())).classify(Llm))
             .layer(DeadlineLayer::new(config.timeouts.stream).named("gateway"))
             .layer(GateLayer::new(limits.gate().clone()).classify(Llm))
             .layer(fallback(&config.fallbacks, kept, &retrying))
@@ -123,8 +129,20 @@ impl Stack {
             pipeline,
             limits,
             sla: sla.handle(),
+            measured: (account, sla),
             budget,
         })
+    }
+
+    /// Refuses whose limits leave no room for any request, before there is a body: counted as if it had come to the
+    /// limits inside.
+    pub(crate) fn peek(&self, head: &RequestHead<'_>) -> Option<Rejected> {
+        let refused = self.limits.peek(head)?;
+        let now = time::now();
+        if let Admit::Now(Ok(mut guard)) = self.measured.admit(head, now) {
+            guard.finish(&End::new(Verdict::Refused(refused.reason())), now);
+        }
+        Some(refused)
     }
 }
 
@@ -168,7 +186,7 @@ pub(crate) fn sla(config: &Config, meters: Arc<Meters>) -> Result<Sla, BoxError>
             let known = meters.gen_ai.knows(&asked.model);
             Some(if known { &*asked.model } else { OTHER })
         })?;
-    // Of endpoints, which come and go with every rollout, while a label stays.
+    // Of endpoints, whose places those get that come after them.
     Ok(sla.most_labels(ENDPOINTS))
 }
 

@@ -40,6 +40,11 @@ impl AccessLog {
         }))
     }
 
+    /// Opens its file anew, which somebody may have moved away.
+    pub(crate) fn reopen(&self) {
+        self.lines.reopen();
+    }
+
     /// Waits until all lines so far are written, for so long at most.
     pub(crate) async fn flush(&self, longest: Duration) {
         if !self.lines.flush(longest).await {

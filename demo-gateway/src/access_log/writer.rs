@@ -4,7 +4,11 @@ use std::{
     fmt,
     fs::OpenOptions,
     io::{self, Write},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -33,17 +37,26 @@ const DROPPED: &str = "palisade_gateway_access_log_dropped_total";
 pub(super) struct Lines {
     queue: SyncSender<Message>,
     dropped: Counter,
+    reopens: Arc<AtomicBool>,
 }
 
 enum Message {
     Line(Vec<u8>),
     /// Everything before it is to be written.
     Flush(oneshot::Sender<()>),
+    /// There is something to look at.
+    Wake,
 }
+
+/// Opens anew what is written to.
+type Reopen<W> = Box<dyn FnMut() -> io::Result<W> + Send>;
 
 /// The thread that writes lines. It ends with the last of those who give it lines.
 pub(super) struct Writer<W> {
     output: W,
+    /// `None` where there is nothing to open.
+    reopen: Option<Reopen<W>>,
+    reopens: Arc<AtomicBool>,
     queue: Receiver<Message>,
     /// Lines that are written next, and how many.
     next: Vec<u8>,
@@ -56,25 +69,29 @@ pub(super) struct Writer<W> {
 impl Writer<()> {
     pub(super) fn open(target: &Target) -> io::Result<Lines> {
         match target {
-            Target::Stderr => Writer::start(io::stderr(), WAITING),
-            Target::Stdout => Writer::start(io::stdout(), WAITING),
+            Target::Stderr => Writer::start(io::stderr(), None, WAITING),
+            Target::Stdout => Writer::start(io::stdout(), None, WAITING),
             Target::File(path) => {
-                let file = OpenOptions::new().create(true).append(true).open(path)?;
-                Writer::start(file, WAITING)
+                let path = path.clone();
+                let open = move || OpenOptions::new().create(true).append(true).open(&path);
+                Writer::start(open()?, Some(Box::new(open)), WAITING)
             }
         }
     }
 }
 
 impl<W: Write + Send + 'static> Writer<W> {
-    fn start(output: W, waiting: usize) -> io::Result<Lines> {
+    fn start(output: W, reopen: Option<Reopen<W>>, waiting: usize) -> io::Result<Lines> {
         describe_counter!(
             DROPPED,
             "Lines of the access log that were not written, by why."
         );
         let (lines, queue) = sync_channel(waiting);
+        let reopens = Arc::new(AtomicBool::new(false));
         let writer = Self {
             output,
+            reopen,
+            reopens: reopens.clone(),
             queue,
             next: Vec::with_capacity(TOGETHER),
             lines: 0,
@@ -87,6 +104,7 @@ impl<W: Write + Send + 'static> Writer<W> {
         Ok(Lines {
             queue: lines,
             dropped: counter!(DROPPED, "reason" => "queue_full"),
+            reopens,
         })
     }
 
@@ -100,6 +118,25 @@ impl<W: Write + Send + 'static> Writer<W> {
                 self.take(message);
             }
             self.write();
+            if self.reopens.swap(false, Relaxed) {
+                self.open_anew();
+            }
+        }
+    }
+
+    /// What could be written is not given up for what cannot.
+    fn open_anew(&mut self) {
+        let Some(reopen) = &mut self.reopen else {
+            return;
+        };
+        match reopen() {
+            Ok(output) => {
+                self.output = output;
+                tracing::info!("the access log was opened anew");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the access log cannot be opened anew: it goes on where it was");
+            }
         }
     }
 
@@ -109,6 +146,7 @@ impl<W: Write + Send + 'static> Writer<W> {
                 self.next.extend_from_slice(&line);
                 self.lines += 1;
             }
+            Message::Wake => {}
             Message::Flush(done) => {
                 self.write();
                 // It only fails when nobody waits any more.
@@ -140,6 +178,13 @@ impl Lines {
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.dropped.increment(1);
         }
+    }
+
+    /// Opens the file anew, after the lines that are just being written.
+    pub(super) fn reopen(&self) {
+        self.reopens.store(true, Relaxed);
+        // Where there is no room the writer is at work, and looks when it has written.
+        let _works = self.queue.try_send(Message::Wake);
     }
 
     /// Whether all lines so far were written in time.
@@ -245,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn lines_are_written_in_order_and_none_is_lost() {
         let kept = Kept::default();
-        let lines = Writer::start(kept.clone(), 100_000).unwrap();
+        let lines = Writer::start(kept.clone(), None, 100_000).unwrap();
         for number in 0..50_000 {
             lines.write(format!("{number}\n").into_bytes());
         }
@@ -264,7 +309,8 @@ mod tests {
         let kept = Kept::default();
         let (stuck, free) = sync_channel(0);
         let output = Stuck(free, kept.clone());
-        let lines = metrics::with_local_recorder(&recorder, || Writer::start(output, 10)).unwrap();
+        let lines =
+            metrics::with_local_recorder(&recorder, || Writer::start(output, None, 10)).unwrap();
         let start = time::now();
         for number in 0..1000 {
             lines.write(format!("{number}\n").into_bytes());
@@ -284,11 +330,36 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_written_is_counted_line_by_line() {
         let (recorder, metrics) = counting();
-        let lines = metrics::with_local_recorder(&recorder, || Writer::start(Full, 100)).unwrap();
+        let lines =
+            metrics::with_local_recorder(&recorder, || Writer::start(Full, None, 100)).unwrap();
         for _ in 0..7 {
             lines.write(b"line\n".to_vec());
         }
         assert!(lines.flush(LONG).await);
         assert_eq!(dropped(&metrics, "write_failed"), 7);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_opened_anew_goes_on_where_it_was() {
+        let (old, new) = (Kept::default(), Kept::default());
+        let outputs = [Err(io::ErrorKind::NotFound.into()), Ok(new.clone())];
+        let mut outputs = outputs.into_iter();
+        let (opens, opened) = sync_channel(2);
+        let reopen: Reopen<Kept> = Box::new(move || {
+            opens.send(()).unwrap();
+            outputs.next().unwrap()
+        });
+        let lines = Writer::start(old.clone(), Some(reopen), 100).unwrap();
+        for number in 0..3 {
+            lines.write(format!("{number}\n").into_bytes());
+            assert!(lines.flush(LONG).await);
+            if number < 2 {
+                lines.reopen();
+                // Nothing is taken before it has what it opens.
+                opened.recv_timeout(LONG).unwrap();
+            }
+        }
+        assert_eq!(*old.lock(), b"0\n1\n");
+        assert_eq!(*new.lock(), b"2\n");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
+use palisade::time;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -20,9 +21,8 @@ use crate::{
     app::App,
     body::{self, Answer},
     errors::ApiError,
-    exchange::{Exchange, Operation},
+    exchange::{Exchange, Operation, Waiting},
     headers::{ATTEMPTS, to_backend},
-    identity::Caller,
     metrics::Overhead,
     record::{Entry, Recording},
     telemetry::spans,
@@ -88,18 +88,28 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
     // Dropped with the request: a caller who leaves ends all that is under way.
     let mut under_way = JoinSet::new();
     for (at, request) in batch.requests.iter().enumerate() {
+        let one = Arc::new(Exchange::new(
+            exchange.caller.clone(),
+            Operation::Generate,
+            time::now(),
+        ));
+        let entry = Arc::new(entry.item(numbered(entry.id(), at), one.clone()));
         let item = Item {
             at,
             app: app.clone(),
-            caller: exchange.caller.clone(),
+            exchange: one,
             kin,
             headers: headers.clone(),
             body: body.slice_ref(request.get().as_bytes()),
-            entry: entry.clone(),
+            recording: Recording::new(entry.clone(), app.observers.clone()),
+            entry,
         };
         let room = room.clone();
         let run = async move {
+            // For others, which are at backends.
+            let waiting = Waiting::new(item.exchange.clone());
             let _place = room.acquire_owned().await;
+            drop(waiting);
             item.run().await
         }
         .instrument(spans::item());
@@ -142,12 +152,13 @@ pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
 struct Item {
     at: usize,
     app: Arc<App>,
-    caller: Arc<Caller>,
+    exchange: Arc<Exchange>,
     kin: Kin,
     headers: HeaderMap,
     body: Bytes,
-    /// Of the batch.
     entry: Arc<Entry>,
+    /// From the start, so that one that was not begun is in the log as well.
+    recording: Recording,
 }
 
 struct Done {
@@ -159,13 +170,14 @@ struct Done {
 
 impl Item {
     async fn run(self) -> Done {
-        let exchange = Arc::new(Exchange::new(self.caller, Operation::Generate));
-        let id = numbered(self.entry.id(), self.at);
-        let entry = self.entry.item(id.clone(), exchange.clone());
-        let entry = Arc::new(entry);
-        let mut recording = Recording::new(entry.clone(), self.app.observers.clone());
+        let Self {
+            exchange,
+            entry,
+            mut recording,
+            ..
+        } = self;
         // Dropped first, so that the recording has what it measured.
-        let mut overhead = Overhead::new(self.app.meters.clone(), entry);
+        let mut overhead = Overhead::new(self.app.meters.clone(), entry.clone());
         let (outcome, signature) = match GenerateRequest::check(&self.body) {
             Err(error) => {
                 recording.failed(&error);
@@ -174,7 +186,7 @@ impl Item {
             }
             Ok(tokens) => {
                 let body = self.body;
-                let (headers, id) = (self.headers, &id);
+                let (headers, id) = (self.headers, entry.id());
                 let answer =
                     generate::one(&self.app, &exchange, self.kin, headers, body, tokens, id).await;
                 match answer {

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
-    request::Parts,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header, request::Parts,
 };
 use http_body_util::Full;
 use palisade::{
@@ -18,7 +18,7 @@ use palisade::{
     retry_after::retry_after,
     time,
 };
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 use crate::{
     app::App,
@@ -56,6 +56,8 @@ pub(crate) struct Outbound {
     pub(crate) uri: Uri,
     /// As [`to_backend`](crate::headers::to_backend) leaves them.
     pub(crate) headers: HeaderMap,
+    /// Those that there are already, which spares making new ones: for the layers only.
+    pub(crate) extensions: Extensions,
     pub(crate) body: Bytes,
     /// What is asked of a model.
     pub(crate) tokens: Option<Tokens>,
@@ -68,16 +70,21 @@ impl Outbound {
     /// Sends it through the layers.
     pub(crate) async fn send(self, app: &App) -> Result<Response<PipelineBody>, BoxError> {
         let exchange = self.exchange.clone();
-        let answer = app
-            .stack
-            .pipeline
-            .clone()
-            .oneshot(self.into_request(&app.told, &app.meters.lengths))
-            .await;
-        if let Err(error) = &answer {
-            count_refusal(app, &exchange.caller, error);
+        let request = self.into_request(&app.told, &app.meters.lengths);
+        let mut pipeline = app.stack.pipeline.clone();
+        let answer = match pipeline.ready().await {
+            // Boxed, and so is the body: all of both would otherwise be moved with each step to the connection and
+            // back, which is more work than an allocation.
+            Ok(pipeline) => Box::pin(pipeline.call(request)).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(response) => Ok(response.map(Box::pin)),
+            Err(error) => {
+                count_refusal(app, &exchange.caller, &error);
+                Err(error)
+            }
         }
-        answer
     }
 
     fn into_request(self, told: &TimeoutHeader, lengths: &Lengths) -> Request<Full<Bytes>> {
@@ -87,6 +94,7 @@ impl Outbound {
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;
+        *request.extensions_mut() = self.extensions;
         let extensions = request.extensions_mut();
         if let Some(tokens) = self.tokens {
             if let Some(cost) = lengths.cost(self.exchange.operation, &tokens) {
@@ -98,7 +106,10 @@ impl Outbound {
             extensions.insert(affinity);
         }
         extensions.insert(self.exchange.attempts.clone());
-        extensions.insert(self.exchange);
+        // The look at the limits has needed it too.
+        if extensions.get::<Arc<Exchange>>().is_none() {
+            extensions.insert(self.exchange);
+        }
         extensions.insert(Deadline(time::now() + limit));
         request
     }
@@ -133,7 +144,7 @@ pub(crate) fn peek(
         headers: &parts.headers,
         extensions: &parts.extensions,
     };
-    let Some(refused) = app.stack.limits.peek(&head) else {
+    let Some(refused) = app.stack.peek(&head) else {
         return Ok(());
     };
     let error = refused.into();

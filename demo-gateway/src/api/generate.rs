@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, Uri};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Response, Uri};
 use http_body_util::BodyExt;
 use palisade::{rate_limit::Tokens, time};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Asked, Inbound,
     forward::{self, Outbound},
-    input, tokens,
+    input::{self, Sent},
+    tokens,
 };
 use crate::{
     affinity::Kin,
@@ -80,7 +81,7 @@ pub(super) struct GenerateAnswer {
     request_id: String,
 }
 
-pub(super) async fn answer(inbound: Inbound) -> Result<Answer, ApiError> {
+pub(super) async fn answer(inbound: Inbound<impl Sent>) -> Result<Answer, ApiError> {
     let Asked {
         app,
         entry,
@@ -125,6 +126,7 @@ pub(super) async fn one(
         method: Method::POST,
         uri: Uri::from_static(PATH),
         headers,
+        extensions: Extensions::new(),
         affinity: kin.with_body(None, &body),
         body,
         tokens: Some(tokens),

@@ -1,14 +1,19 @@
 //! Bodies of requests, and what is wrong with them.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
-use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
 };
-use http_body::Body as _;
+use http_body::Body;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -19,8 +24,20 @@ use crate::{app::App, errors::ApiError};
 const LINGER: usize = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
+/// The body of a request, from whatever passed it on.
+pub(crate) trait Sent:
+    Body<Data = Bytes, Error: fmt::Debug> + Send + Unpin + 'static
+{
+}
+
+impl<B: Body<Data = Bytes, Error: fmt::Debug> + Send + Unpin + 'static> Sent for B {}
+
 /// Reads a body that has to be JSON.
-pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(
+    app: &App,
+    headers: &HeaderMap,
+    body: impl Sent,
+) -> Result<Bytes, ApiError> {
     let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
     if !kind.is_some_and(is_json) {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -40,7 +57,12 @@ pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<B
         }
         return Err(too_large(limit));
     }
-    match timeout(app.config.server.body_timeout, collect(body, limit)).await {
+    let mut collected = pin!(collect(body, limit));
+    // Most bodies come with their heads, and need no timer.
+    if let Some(body) = at_once(collected.as_mut()).await {
+        return body;
+    }
+    match timeout(app.config.server.body_timeout, collected).await {
         Ok(body) => body,
         Err(_) => {
             let detail = "the body did not come in time";
@@ -53,13 +75,24 @@ pub(crate) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<B
     }
 }
 
+/// What is there without a wait.
+pub(crate) async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| {
+        Poll::Ready(match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
+
 fn too_large(limit: usize) -> ApiError {
     let detail = format!("the body is larger than {limit} bytes");
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let broken = |_| ApiError::bad_request("the body broke off before its end");
+async fn collect<B: Sent>(mut body: B, limit: usize) -> Result<Bytes, ApiError> {
+    let broken = |_: B::Error| ApiError::bad_request("the body broke off before its end");
     let first = next(&mut body).await.map_err(broken)?.unwrap_or_default();
     // Most bodies come in one piece, and need no copy.
     if body.is_end_stream() && first.len() <= limit {
@@ -78,7 +111,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
     }
 }
 
-async fn next(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
+async fn next<B: Sent>(body: &mut B) -> Result<Option<Bytes>, B::Error> {
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             return Ok(Some(data));
@@ -88,7 +121,7 @@ async fn next(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
 }
 
 /// Reads on beside the answer, which does not wait, what is refused unread.
-pub(crate) fn discard(headers: &HeaderMap, body: Body) {
+pub(crate) fn discard(headers: &HeaderMap, body: impl Sent) {
     // Who asks before sending has not sent anything.
     if !body.is_end_stream() && !headers.contains_key(EXPECT) {
         tokio::spawn(linger(body));
@@ -97,7 +130,7 @@ pub(crate) fn discard(headers: &HeaderMap, body: Body) {
 
 /// Reads some more of what is not wanted: closing on a caller who is still sending would reset the connection, and
 /// take the answer away.
-async fn linger(mut body: Body) {
+async fn linger(mut body: impl Sent) {
     let mut left = LINGER;
     let reading = async {
         while let Ok(Some(data)) = next(&mut body).await {
@@ -113,10 +146,12 @@ async fn linger(mut body: Body) {
 
 fn is_json(kind: &[u8]) -> bool {
     let end = kind.iter().position(|byte| *byte == b';');
-    let kind = kind[..end.unwrap_or(kind.len())]
-        .trim_ascii()
-        .to_ascii_lowercase();
-    kind == b"application/json" || kind.starts_with(b"application/") && kind.ends_with(b"+json")
+    let kind = kind[..end.unwrap_or(kind.len())].trim_ascii();
+    if kind.eq_ignore_ascii_case(b"application/json") {
+        return true;
+    }
+    let kind = kind.to_ascii_lowercase();
+    kind.starts_with(b"application/") && kind.ends_with(b"+json")
 }
 
 /// Reads an object, or tells what is wrong and where.

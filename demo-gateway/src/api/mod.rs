@@ -10,16 +10,20 @@ mod rate_limits;
 mod status;
 mod tokens;
 
-use std::{any::Any, borrow::Cow, convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{
+    any::Any, borrow::Cow, convert::Infallible, net::SocketAddr, panic::AssertUnwindSafe, pin::pin,
+    sync::Arc,
+};
 
 use axum::{
     Extension, Router,
-    extract::{FromRequest, Request, State},
-    response::{IntoResponse, Response},
+    extract::{FromRequest, State},
+    response::IntoResponse,
     routing::{get, post},
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header::ALLOW, request::Parts};
+use futures_util::FutureExt;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header::ALLOW, request::Parts};
 use http_body::Body;
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -28,6 +32,7 @@ use percent_encoding::percent_decode_str;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
 
+use self::input::Sent;
 pub(crate) use self::{
     input::{json, read},
     status::index,
@@ -35,7 +40,7 @@ pub(crate) use self::{
 use crate::{
     admin,
     app::App,
-    body::Answer,
+    body::{self, Answer},
     dashboard,
     errors::{ApiError, Language},
     exchange::{Exchange, Operation, Waiting},
@@ -45,17 +50,24 @@ use crate::{
     telemetry::spans,
 };
 
+/// What is asked of a model, by the path that it is sent to.
+const ASKS: [(&str, Operation); 4] = [
+    ("/v1/chat/completions", Operation::Chat),
+    ("/v1/completions", Operation::Completion),
+    ("/v1/embeddings", Operation::Embeddings),
+    ("/generate", Operation::Generate),
+];
+
 /// What answers requests, shared by all connections.
 pub(crate) type Routes = CatchPanic<Router, Panicked>;
 
 /// Every path, and who answers it.
 pub(crate) fn routes(app: Arc<App>) -> Routes {
-    let router = Router::new()
-        .route("/generate", post(generate::answer))
+    let router = ASKS.into_iter().fold(Router::new(), |router, (path, ask)| {
+        router.route(path, post(move |inbound: Inbound| model(inbound, ask)))
+    });
+    let router = router
         .route("/generate/batch", post(batch::answer))
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completion))
-        .route("/v1/embeddings", post(embeddings))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*model}", get(openai::models))
         .route(
@@ -87,16 +99,18 @@ pub(crate) fn routes(app: Arc<App>) -> Routes {
 
 type AppState = State<Arc<App>>;
 
-async fn chat(inbound: Inbound) -> Result<Answer, ApiError> {
-    openai::answer(inbound, Operation::Chat).await
+/// What is asked of a model, by itself.
+fn ask<B>(request: &Request<B>) -> Option<Operation> {
+    let path = request.uri().path();
+    let (_, ask) = ASKS.iter().find(|(of, _)| *of == path)?;
+    (*request.method() == Method::POST).then_some(*ask)
 }
 
-async fn completion(inbound: Inbound) -> Result<Answer, ApiError> {
-    openai::answer(inbound, Operation::Completion).await
-}
-
-async fn embeddings(inbound: Inbound) -> Result<Answer, ApiError> {
-    openai::answer(inbound, Operation::Embeddings).await
+async fn model(inbound: Inbound<impl Sent>, operation: Operation) -> Result<Answer, ApiError> {
+    match operation {
+        Operation::Generate => generate::answer(inbound).await,
+        operation => openai::answer(inbound, operation).await,
+    }
 }
 
 async fn rate_limits(inbound: Inbound) -> Result<Answer, ApiError> {
@@ -128,23 +142,29 @@ struct WrongMethod;
 #[derive(Clone, Copy)]
 pub(crate) struct Panicked;
 
+impl Panicked {
+    fn error() -> ApiError {
+        tracing::error!("a request panicked");
+        ApiError::internal()
+    }
+}
+
 impl ResponseForPanic for Panicked {
     type ResponseBody = axum::body::Body;
 
-    fn response_for_panic(&mut self, _: Box<dyn Any + Send>) -> Response {
-        tracing::error!("a request panicked");
-        ApiError::internal().into_response()
+    fn response_for_panic(&mut self, _: Box<dyn Any + Send>) -> Response<axum::body::Body> {
+        Self::error().into_response()
     }
 }
 
 /// A request as the handlers get it.
-pub(crate) struct Inbound {
+pub(crate) struct Inbound<B = axum::body::Body> {
     pub(crate) app: Arc<App>,
     pub(crate) entry: Arc<Entry>,
-    pub(crate) request: Request,
+    pub(crate) request: Request<B>,
 }
 
-impl Inbound {
+impl<B> Inbound<B> {
     /// The one segment after this prefix of the path, decoded.
     pub(crate) fn after(&self, prefix: &str) -> Result<Cow<'_, str>, ApiError> {
         let path = self.request.uri().path();
@@ -161,7 +181,7 @@ struct Asked {
     body: Bytes,
 }
 
-impl Inbound {
+impl<B: Sent> Inbound<B> {
     /// Finds out who asks, refuses who has nothing left, and only then reads the body.
     ///
     /// `Ok(Err(_))` is the refusal of a limit, signed as all answers are.
@@ -188,9 +208,16 @@ impl Inbound {
             input::discard(&parts.headers, body);
             return Ok(Err(refused));
         }
-        let reading = Waiting::new(exchange.clone());
-        let body = read(&app, &parts.headers, body).await;
-        drop(reading);
+        let body = {
+            let mut reading = pin!(read(&app, &parts.headers, body));
+            match input::at_once(reading.as_mut()).await {
+                Some(body) => body,
+                None => {
+                    let _waiting = Waiting::new(exchange.clone());
+                    reading.await
+                }
+            }
+        };
         let body = body.map_err(|error| forward::wrong(&app, &exchange, path, error))?;
         Ok(Ok(Asked {
             app,
@@ -213,7 +240,7 @@ fn identify(
         Ok(caller) => (caller, None),
         Err(error) => (app.identities.unknown(entry.peer(), headers), Some(error)),
     };
-    let exchange = Arc::new(Exchange::new(Arc::new(caller), operation));
+    let exchange = Arc::new(Exchange::new(Arc::new(caller), operation, entry.since()));
     entry.asks(&exchange);
     match wrong {
         None => Ok(exchange),
@@ -224,54 +251,81 @@ fn identify(
 impl FromRequest<Arc<App>> for Inbound {
     type Rejection = Infallible;
 
-    async fn from_request(mut request: Request, app: &Arc<App>) -> Result<Self, Infallible> {
+    async fn from_request(
+        mut request: axum::extract::Request,
+        app: &Arc<App>,
+    ) -> Result<Self, Infallible> {
         let entry = request.extensions_mut().remove();
         Ok(Self {
             app: app.clone(),
-            entry: entry.expect("put there by `answer`"),
+            entry: entry.expect("put there by `recorded`"),
             request,
         })
     }
 }
 
+/// What the requests of a connection share.
+pub(crate) struct Seat {
+    pub(crate) app: Arc<App>,
+    pub(crate) routes: Routes,
+    pub(crate) peer: SocketAddr,
+}
+
 /// Answers a request, errors in the words of its path, inside of its span.
 pub(crate) async fn answer(
-    app: Arc<App>,
-    routes: Routes,
-    peer: SocketAddr,
-    mut request: http::Request<Incoming>,
-) -> Result<http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, BoxError> {
+    seat: Arc<Seat>,
+    mut request: Request<Incoming>,
+) -> Result<Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, BoxError> {
     let id = headers::request_id(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let entry = Arc::new(Entry::new(id, peer, method, uri));
-    request.extensions_mut().insert(entry.clone());
-    let serve =
-        service_fn(move |request| recorded(app.clone(), routes.clone(), entry.clone(), request));
+    let entry = Arc::new(Entry::new(id, seat.peer, method, uri));
+    if spans::are_kept() {
+        request.extensions_mut().insert(entry.clone());
+    }
+    let serve = service_fn(move |request| recorded(seat.clone(), entry.clone(), request));
     spans::requests().layer(serve).oneshot(request).await
 }
 
-async fn recorded(
-    app: Arc<App>,
-    routes: Routes,
+async fn recorded<B: Sent<Error: Into<BoxError>>>(
+    seat: Arc<Seat>,
     entry: Arc<Entry>,
-    request: http::Request<Incoming>,
-) -> Result<http::Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, Infallible> {
+    mut request: Request<B>,
+) -> Result<Response<impl Body<Data = Bytes, Error: Into<BoxError>> + Send>, Infallible> {
+    let app = &seat.app;
     let mut recording = Recording::new(entry.clone(), app.observers.clone());
     // Dropped first, so that the recording has what it measured.
     let mut overhead = Overhead::new(app.meters.clone(), entry.clone());
-    let response = routes.oneshot(request).await?;
-    let mut response = match error(&response) {
-        None => response.map(Either::Left),
-        Some(error) => {
-            recording.failed(&error);
-            let path = entry.uri().path();
-            let mut response = error.answer(Language::of(path));
-            if asks_backends(path) {
-                forward::sign_unsent(response.headers_mut());
+    let answer = match ask(&request) {
+        // Nearly all requests: boxes, a search for the route and a body that is one of many cost them nothing.
+        Some(operation) => {
+            let inbound = Inbound {
+                app: app.clone(),
+                entry: entry.clone(),
+                request,
+            };
+            let answer = AssertUnwindSafe(model(inbound, operation));
+            let answer = answer.catch_unwind().await;
+            let answer = answer.unwrap_or_else(|_| Err(Panicked::error()));
+            answer.map(|answer| answer.map(Either::Left))
+        }
+        None => {
+            request.extensions_mut().insert(entry.clone());
+            let response = seat.routes.clone().oneshot(request).await?;
+            match error(&response) {
+                None => Ok(response.map(Either::Right)),
+                Some(error) => Err(error),
             }
-            response.map(Either::Right)
         }
     };
+    let mut response = answer.unwrap_or_else(|error| {
+        recording.failed(&error);
+        let path = entry.uri().path();
+        let mut response = error.answer(Language::of(path));
+        if asks_backends(path) {
+            forward::sign_unsent(response.headers_mut());
+        }
+        body::full(response).map(Either::Left)
+    });
     response
         .headers_mut()
         .insert(REQUEST_ID, entry.id().clone());
@@ -281,7 +335,7 @@ async fn recorded(
 }
 
 /// What is to be told, if that is more than the response says.
-fn error<B>(response: &http::Response<B>) -> Option<ApiError> {
+fn error<B>(response: &Response<B>) -> Option<ApiError> {
     let said = response.extensions().get::<ApiError>().cloned();
     said.or_else(|| {
         response.extensions().get::<WrongMethod>()?;
@@ -304,5 +358,96 @@ pub(crate) fn segment(text: &str) -> Result<Cow<'_, str>, ApiError> {
         )),
         Ok(text) => Ok(text),
         Err(_) => Err(ApiError::bad_request("the path is not UTF-8")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        pin::Pin,
+        sync::Mutex,
+        task::{Context, Poll},
+    };
+
+    use http::{HeaderValue, header::CONTENT_TYPE};
+    use http_body::Frame;
+    use palisade::classify::Verdict;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        record::{Observe, Record},
+    };
+
+    /// A body with a bug.
+    struct Bug;
+
+    impl Body for Bug {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("a bug");
+        }
+    }
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<Verdict>>);
+
+    impl Observe for Kept {
+        fn ended(&self, record: &Record) {
+            self.0.lock().unwrap().push(record.verdict);
+        }
+    }
+
+    #[test]
+    fn all_times_of_a_request_begin_at_one_moment() {
+        let app = App::new(Config::default(), "token".into(), None).unwrap();
+        let peer = (Ipv4Addr::LOCALHOST, 4711).into();
+        let id = HeaderValue::from_static("r-1");
+        let entry = Entry::new(id.clone(), peer, Method::POST, "/generate".parse().unwrap());
+        let exchange = identify(&app, &entry, &HeaderMap::new(), Operation::Chat);
+        assert_eq!(exchange.unwrap().since, entry.since());
+        let one = Exchange::new(
+            Arc::new(app.identities.unknown(peer, &HeaderMap::new())),
+            Operation::Generate,
+            palisade::time::now(),
+        );
+        let one = Arc::new(one);
+        assert_eq!(entry.item(id, one.clone()).since(), one.since);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_one_answer_of_500_and_told_once_as_a_failure() {
+        let mut app = App::new(Config::default(), "token".into(), None).unwrap();
+        let kept = Arc::new(Kept::default());
+        app.observers.add(kept.clone());
+        let app = Arc::new(app);
+        let peer = (Ipv4Addr::LOCALHOST, 4711).into();
+        let routes = routes(app.clone());
+        let seat = Arc::new(Seat { app, routes, peer });
+        let asks = ASKS.map(|(path, _)| path);
+        for path in asks.into_iter().chain(["/generate/batch"]) {
+            let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+            let request = request.body(Bug).unwrap();
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let id = HeaderValue::from_static("r-1");
+            let entry = Arc::new(Entry::new(id, peer, method, uri));
+            let response = recorded(seat.clone(), entry, request).await.unwrap();
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{path}"
+            );
+            assert_eq!(response.headers()[REQUEST_ID], "r-1", "{path}");
+            assert_eq!(response.headers()["x-attempts"], "0", "{path}");
+            drop(response);
+            let told = std::mem::take(&mut *kept.0.lock().unwrap());
+            assert_eq!(told, [Verdict::Failure], "{path}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Response,
+    Extensions, HeaderMap, HeaderValue, Method, Response,
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body_util::BodyExt;
@@ -16,7 +16,8 @@ use serde_json::{Map, Value, value::RawValue};
 use super::{
     Asked, Inbound,
     forward::{self, Outbound},
-    identify, input,
+    identify,
+    input::{self, Sent},
     tokens::{Messages, Number, Prompts},
 };
 use crate::{
@@ -192,7 +193,10 @@ impl Edit {
 }
 
 /// `POST` below `/v1`.
-pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Answer, ApiError> {
+pub(super) async fn answer(
+    inbound: Inbound<impl Sent>,
+    operation: Operation,
+) -> Result<Answer, ApiError> {
     let Asked {
         app,
         entry,
@@ -215,6 +219,7 @@ pub(super) async fn answer(inbound: Inbound, operation: Operation) -> Result<Ans
         method: Method::POST,
         uri: parts.uri,
         headers,
+        extensions: parts.extensions,
         affinity: kin.with_body(plan.cache_key.as_deref(), &plan.body),
         body: plan.body,
         tokens: Some(plan.tokens),
@@ -255,6 +260,7 @@ pub(super) async fn models(inbound: Inbound) -> Result<Answer, ApiError> {
         method: Method::GET,
         uri: parts.uri,
         headers,
+        extensions: Extensions::new(),
         body: Bytes::new(),
         tokens: None,
         affinity: None,

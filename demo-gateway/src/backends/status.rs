@@ -108,6 +108,7 @@ struct Load {
     in_flight: Option<u32>,
     utilization: Option<f64>,
     latency_ms: Option<f64>,
+    error_percent: Option<f64>,
 }
 
 impl From<LoadReport> for Load {
@@ -117,6 +118,7 @@ impl From<LoadReport> for Load {
             in_flight: report.in_flight,
             utilization: report.utilization,
             latency_ms: latency.map(|it| rounded(it.as_secs_f64() * 1e3)),
+            error_percent: report.errors.map(|share| rounded(100.0 * share)),
         }
     }
 }

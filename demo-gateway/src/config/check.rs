@@ -1,6 +1,6 @@
 //! What cannot be as it is set, beyond the types.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use http::HeaderName;
 use palisade::key::Network;
@@ -82,10 +82,6 @@ impl Config {
         );
         let durations = [
             ("health_interval", self.health_interval),
-            (
-                "probe_interval",
-                self.probe_interval.unwrap_or(Duration::MAX),
-            ),
             ("server.header_timeout", self.server.header_timeout),
             ("server.body_timeout", self.server.body_timeout),
             ("objective.latency", self.objective.latency),

@@ -26,6 +26,7 @@ pub(crate) use self::{
     balance::strategies,
     discovery::Source,
     limits::{BASIC, PREMIUM, told},
+    notify::split,
     store::{Place, without_password},
 };
 pub use self::{
@@ -77,10 +78,10 @@ pub struct Config {
     /// How often each backend is asked for its health.
     #[serde(with = "duration")]
     pub health_interval: Duration,
-    /// How often `adaptive` asks each backend at `/load` how busy it is; never, unless said. For many gateways that each
-    /// send little of what a backend gets.
-    #[serde(with = "duration::optional", skip_serializing_if = "Option::is_none")]
-    pub probe_interval: Option<Duration>,
+    /// How often `adaptive` asks each backend at `/load` how busy it is and how many of its answers were errors; never with
+    /// 0. One that does not say is asked thirty times less often.
+    #[serde(with = "duration")]
+    pub probe_interval: Duration,
     /// How long `/readyz` says 503 before a stopping gateway closes its port, for balancers in front of it.
     #[serde(with = "duration")]
     pub drain_delay: Duration,
@@ -148,7 +149,7 @@ impl Default for Config {
             rate_limit: Switch::default(),
             embedded_backends: 3,
             health_interval: Duration::from_secs(5),
-            probe_interval: None,
+            probe_interval: Duration::from_secs(1),
             drain_delay: Duration::ZERO,
             wait_up_to: Duration::ZERO,
             waiting: 100,
@@ -346,6 +347,7 @@ impl Config {
             redis.hide();
         }
         shown.store.hide();
+        shown.trace.hide();
         if let Some(notify) = &mut shown.notify {
             notify.hide();
         }

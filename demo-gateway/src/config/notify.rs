@@ -180,7 +180,8 @@ impl Notify {
     }
 }
 
-fn split<B>(url: &str) -> Result<(Client<B>, Uri), InvalidUrl> {
+/// A client for where a URL points to, and what is asked for there.
+pub(crate) fn split<B>(url: &str) -> Result<(Client<B>, Uri), InvalidUrl> {
     let url: Uri = url.parse().map_err(|_| InvalidUrl::Syntax)?;
     let mut parts = url.into_parts();
     let target = parts.path_and_query.take().map(Uri::from);

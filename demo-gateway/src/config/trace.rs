@@ -1,15 +1,28 @@
 //! Where spans go.
 
-use http::Uri;
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use super::Mistake;
+use super::{Mistake, Secret};
+
+/// What says how a message is to be read, which is no matter of taste.
+const OURS: [&str; 6] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+];
 
 /// Spans of requests and attempts, for a collector of OpenTelemetry.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trace {
-    /// The collector, as `http://HOST:PORT`; without one nothing is traced.
+    /// The collector, as `http://HOST:PORT` or, unless it speaks gRPC, `https://HOST`; without one nothing is traced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp: Option<String>,
     /// What it speaks.
@@ -18,6 +31,9 @@ pub struct Trace {
     pub sample: f64,
     /// The name of the gateway in its spans.
     pub service_name: String,
+    /// Headers that a collector wants to see, such as a key; never shown.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
 }
 
 impl Default for Trace {
@@ -27,6 +43,7 @@ impl Default for Trace {
             protocol: Protocol::default(),
             sample: 1.0,
             service_name: "demo-gateway".into(),
+            headers: BTreeMap::new(),
         }
     }
 }
@@ -43,8 +60,8 @@ pub enum Protocol {
 }
 
 impl Trace {
-    /// Takes what is not set from OpenTelemetry's environment variables: the endpoint, its protocol, the name and the
-    /// share.
+    /// Takes what is not set from OpenTelemetry's environment variables: the endpoint, its protocol, headers, the name and
+    /// the share.
     #[must_use]
     pub fn or_environment(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
         let variable = |name| variable(name).filter(|value| !value.is_empty());
@@ -64,6 +81,11 @@ impl Trace {
             if self.protocol == default.protocol && protocol.as_deref() == Some("grpc") {
                 self.protocol = Protocol::Grpc;
             }
+        }
+        let headers = variable("OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+            .or_else(|| variable("OTEL_EXPORTER_OTLP_HEADERS"));
+        for (name, value) in headers.iter().flat_map(|text| read_headers(text)) {
+            self.headers.entry(name).or_insert(value);
         }
         if self.service_name == default.service_name {
             self.service_name = variable("OTEL_SERVICE_NAME").unwrap_or(default.service_name);
@@ -87,11 +109,28 @@ impl Trace {
                 found.push(Mistake::new(path, message, hint));
             }
         };
+        let url = self.otlp.as_deref().unwrap_or_default();
+        let is_tls = url
+            .parse::<Uri>()
+            .is_ok_and(|url| url.scheme_str() == Some("https"));
+        check(
+            !(is_tls && self.protocol == Protocol::Grpc),
+            "trace.otlp",
+            "is gRPC over TLS, which the gateway does not speak to a collector",
+            "`protocol = \"http\"`, usually at another port: 4318 instead of 4317",
+        );
         check(
             self.otlp.as_deref().is_none_or(is_collector),
             "trace.otlp",
             "is not the address of a collector",
-            "for example `http://127.0.0.1:4318`; TLS is for a collector beside the gateway to speak",
+            "for example `http://127.0.0.1:4318`, or `https://otlp.example.com`",
+        );
+        // The message does not show them.
+        check(
+            self.to_headers().is_some(),
+            "trace.headers",
+            "has a name or a value that is none of a header, or one that says how a message is to be read",
+            "for example `headers = { x-api-key = \"...\" }`; `OTEL_EXPORTER_OTLP_HEADERS` is `name=value`, with commas between and values percent-encoded",
         );
         check(
             (0.0..=1.0).contains(&self.sample),
@@ -108,12 +147,46 @@ impl Trace {
     }
 }
 
+impl Trace {
+    /// Headers that go with spans; `None` if one of them is none.
+    pub(crate) fn to_headers(&self) -> Option<HeaderMap> {
+        let all = self.headers.iter().map(|(name, value)| {
+            let name: HeaderName = name.parse().ok()?;
+            let mut value = HeaderValue::from_str(value.reveal()).ok()?;
+            value.set_sensitive(true);
+            (!OURS.contains(&name.as_str())).then_some((name, value))
+        });
+        all.collect()
+    }
+
+    /// Leaves nothing of what nobody should see.
+    pub(super) fn hide(&mut self) {
+        self.headers.values_mut().for_each(Secret::hide);
+    }
+}
+
+/// Headers as OpenTelemetry writes them. What is none has no name, so that it is told with all that is wrong.
+fn read_headers(text: &str) -> Vec<(String, Secret)> {
+    let items = text
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty());
+    let headers = items.map(|item| {
+        let (name, value) = item.split_once('=').unwrap_or_default();
+        match percent_decode_str(value.trim()).decode_utf8() {
+            Ok(value) => (name.trim().to_ascii_lowercase(), Secret::from(&*value)),
+            Err(_) => (String::new(), Secret::from("")),
+        }
+    });
+    headers.collect()
+}
+
 fn is_collector(url: &str) -> bool {
     let url = url.parse::<Uri>();
     url.is_ok_and(|url| {
         let host = url.authority().map(http::uri::Authority::as_str);
-        let plain = url.scheme_str() == Some("http") && url.query().is_none();
-        plain && host.is_some_and(|host| !host.contains('@'))
+        let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+        is_http && url.query().is_none() && host.is_some_and(|host| !host.contains('@'))
     })
 }
 
@@ -137,13 +210,14 @@ mod tests {
             "http://127.0.0.1:4318",
             "http://collector/otel/",
             "http://[::1]:1",
+            "https://otlp.example.com/otel",
         ] {
             assert!(check(&at(fine)).is_empty(), "{fine}");
         }
         for wrong in [
             "",
             "127.0.0.1:4318",
-            "https://a",
+            "ftp://a",
             "http://u:p@a",
             "http://a?b=c",
             "http://",
@@ -187,6 +261,7 @@ mod tests {
             protocol: Protocol::Grpc,
             sample: 0.25,
             service_name: "shop".into(),
+            headers: BTreeMap::new(),
         };
         assert_eq!(read, expected);
         let own = Trace {
@@ -215,5 +290,57 @@ mod tests {
             Some("http://c:3")
         );
         assert_eq!(said(own, &[("OTEL_SDK_DISABLED", "True")]).otlp, None);
+    }
+
+    #[test]
+    fn grpc_over_tls_is_a_mistake_that_says_so() {
+        for url in ["https://otlp.example.com", "HTTPS://otlp.example.com"] {
+            let trace = Trace {
+                otlp: Some(url.into()),
+                protocol: Protocol::Grpc,
+                ..Trace::default()
+            };
+            let mut found = Vec::new();
+            trace.check(&mut found);
+            let told = found.iter().map(ToString::to_string).collect::<String>();
+            assert!(found.len() == 1 && told.contains("gRPC over TLS"), "{told}");
+        }
+    }
+
+    #[test]
+    fn headers_come_from_the_file_and_from_the_environment_and_are_never_shown() {
+        let said = |name: &'static str, value: &'static str| {
+            let mut trace = Trace::default();
+            trace.headers.insert("x-team".into(), "own".into());
+            trace.or_environment(|asked| (asked == name).then(|| value.to_owned()))
+        };
+        let read = said(
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "Authorization=Bearer%20hunter2 , x-team=theirs,,x-empty=",
+        );
+        let headers = read.to_headers().unwrap();
+        assert_eq!(headers["authorization"], "Bearer hunter2");
+        assert_eq!(headers["x-team"], "own");
+        assert_eq!(headers["x-empty"], "");
+        assert_eq!(check(&read), [""; 0]);
+        assert!(!format!("{read:?}{headers:?}").contains("hunter2"));
+        let of_traces = said("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b");
+        assert_eq!(of_traces.to_headers().unwrap()["a"], "b");
+        for wrong in [
+            "hunter2",
+            "a=b,hunter2",
+            "two words=x",
+            "a=%ff",
+            "a=line%0abreak",
+            "content-type=text/plain",
+            "=x",
+        ] {
+            let read = said("OTEL_EXPORTER_OTLP_HEADERS", wrong);
+            let mut found = Vec::new();
+            read.check(&mut found);
+            assert_eq!(found.len(), 1, "{wrong}");
+            assert_eq!(found[0].path, "trace.headers");
+            assert!(!format!("{found:?}").contains("hunter2"));
+        }
     }
 }

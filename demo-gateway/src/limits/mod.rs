@@ -6,7 +6,8 @@ mod state;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, Request};
+use http::{HeaderMap, HeaderName, Request};
+use memchr::{memchr, memchr_iter};
 use palisade::{
     BoxError,
     head::RequestHead,
@@ -25,6 +26,7 @@ pub(crate) use self::{
 use crate::{
     config::{self, Config, Identifier as Counts, LimitStrategy, Mode, Switch, Unit},
     exchange::Exchange,
+    headers::{LIMIT, POLICY},
     identity::{Caller, Identifier, Identities, Kind},
     watcher::RuleView,
 };
@@ -136,14 +138,20 @@ impl Limits {
 
     /// What the first item of a `RateLimit` header says of a rule that counts by this.
     pub(crate) fn first(&self, headers: &HeaderMap, unit: Unit) -> Option<First> {
-        let text = |name: &str| headers.get(name)?.to_str().ok();
+        let is_counted =
+            |rule: &config::Rule| rule.unit == unit && rule.strategy != LimitStrategy::InFlight;
+        // Most gateways count one unit, and need not look for the other.
+        if !self.rules.iter().any(is_counted) {
+            return None;
+        }
+        let text = |name: HeaderName| headers.get(name)?.to_str().ok();
         let is_meant = |item: &&str| {
             let rule = name(item).and_then(|name| self.rule(name));
-            rule.is_some_and(|rule| rule.unit == unit && rule.strategy != LimitStrategy::InFlight)
+            rule.is_some_and(is_counted)
         };
-        let standing = text("ratelimit")?.split(',').find(is_meant)?;
+        let standing = text(LIMIT)?.split(',').find(is_meant)?;
         let is_same = |item: &&str| name(item) == name(standing);
-        let policy = text("ratelimit-policy")?.split(',').find(is_same)?;
+        let policy = text(POLICY)?.split(',').find(is_same)?;
         let limit = number(policy, "palisade-burst=").or_else(|| number(policy, "q="));
         Some(First {
             limit: limit?,
@@ -302,14 +310,16 @@ impl Limits {
 
 /// The name of an item of a `RateLimit` header.
 fn name(item: &str) -> Option<&str> {
-    let (name, _) = item.trim().strip_prefix('"')?.split_once('"')?;
-    Some(name)
+    let name = item.trim_start().strip_prefix('"')?;
+    name.get(..memchr(b'"', name.as_bytes())?)
 }
 
 /// A parameter of an item.
 fn number(item: &str, parameter: &str) -> Option<u64> {
-    let mut parts = item.split(';');
-    parts.find_map(|part| part.trim().strip_prefix(parameter)?.parse().ok())
+    let mut starts = memchr_iter(b';', item.as_bytes()).map(|end| end + 1);
+    let value = starts.find_map(|start| item.get(start..)?.trim_start().strip_prefix(parameter))?;
+    let end = value.find(|after: char| !after.is_ascii_digit());
+    value[..end.unwrap_or(value.len())].parse().ok()
 }
 
 fn caller<'a>(head: &RequestHead<'a>) -> Option<&'a Caller> {

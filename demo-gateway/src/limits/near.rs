@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Request;
-use palisade::{head::RequestHead, rate_limit::Tokens};
+use palisade::{head::RequestHead, rate_limit::Tokens, time};
 
 use super::Limits;
 use crate::{
@@ -48,7 +48,7 @@ impl Limits {
         model: Option<&Arc<str>>,
     ) -> Vec<Standing> {
         let mut request = Request::new(());
-        let exchange = Exchange::new(caller.clone(), Operation::Generate);
+        let exchange = Exchange::new(caller.clone(), Operation::Generate, time::now());
         request.extensions_mut().insert(Arc::new(exchange));
         if let Some(model) = model {
             request

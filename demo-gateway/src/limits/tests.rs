@@ -54,7 +54,11 @@ impl World {
             .body(())
             .unwrap();
         let caller = self.identities.find(peer, request.headers()).unwrap();
-        let exchange = Arc::new(Exchange::new(Arc::new(caller), Operation::Chat));
+        let exchange = Arc::new(Exchange::new(
+            Arc::new(caller),
+            Operation::Chat,
+            time::now(),
+        ));
         request.extensions_mut().insert(exchange);
         if let Some(tokens) = tokens {
             request.extensions_mut().insert(tokens);
@@ -187,7 +191,11 @@ async fn a_key_is_counted_for_all_the_users_that_it_speaks_for() {
             .header("x-user-id", user);
         let mut request = request.body(()).unwrap();
         let caller = world.identities.find(peer, request.headers()).unwrap();
-        let exchange = Arc::new(Exchange::new(Arc::new(caller), Operation::Chat));
+        let exchange = Arc::new(Exchange::new(
+            Arc::new(caller),
+            Operation::Chat,
+            time::now(),
+        ));
         request.extensions_mut().insert(exchange);
         request
     };

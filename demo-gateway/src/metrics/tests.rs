@@ -43,7 +43,8 @@ async fn all_series_of_a_backend_that_was_removed_go_and_it_can_come_back() {
 #[tokio::test]
 async fn an_endpoint_that_comes_after_many_others_is_still_measured_by_its_name() {
     let app = App::new(Config::default(), String::new(), None).unwrap();
-    for number in 0..100 {
+    // More than are measured at once.
+    for number in 0..300 {
         let backend = config::Backend {
             id: Some(format!("pod-{number}")),
             ..config::Backend::new("http://127.0.0.1:1")
@@ -52,7 +53,7 @@ async fn an_endpoint_that_comes_after_many_others_is_still_measured_by_its_name(
         app.backends.remove(&format!("pod-{number}")).unwrap();
     }
     let sla = &app.stack.sla;
-    let last = sla.label("endpoint", "pod-99", Duration::from_secs(60));
+    let last = sla.label("endpoint", "pod-299", Duration::from_secs(60));
     assert!(last.is_some());
     assert_eq!(
         sla.label("endpoint", "other", Duration::from_secs(60)),

@@ -32,7 +32,11 @@ fn entry(path: &'static str) -> Arc<Entry> {
 fn exchange() -> Arc<Exchange> {
     let identities = Identities::new(&Config::default());
     let caller = identities.unknown(peer(), &http::HeaderMap::new());
-    Arc::new(Exchange::new(Arc::new(caller), Operation::Chat))
+    Arc::new(Exchange::new(
+        Arc::new(caller),
+        Operation::Chat,
+        time::now(),
+    ))
 }
 
 /// The only record of what this does with a request.

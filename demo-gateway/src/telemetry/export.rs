@@ -2,11 +2,15 @@
 //!
 //! The SDK's own queue counts what it drops for itself only, and cannot drive a client of this runtime.
 
-use std::{io, thread, time::Duration};
+use std::{io, mem, thread, time::Duration};
 
+use http::HeaderMap;
 use metrics::{Counter, counter, describe_counter};
 use opentelemetry::Context;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{
+    SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    tonic_types::metadata::MetadataMap,
+};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
@@ -20,7 +24,7 @@ use tokio::{
 };
 
 use super::http::Posting;
-use crate::config::Protocol;
+use crate::config::{Protocol, Trace};
 
 /// Spans that wait; beyond it they are dropped. Each is about a kilobyte.
 const WAITING: usize = 8192;
@@ -55,7 +59,7 @@ impl Queue {
     /// A queue, and the thread that empties it.
     pub(super) fn open(
         collector: &str,
-        protocol: Protocol,
+        trace: &Trace,
         resource: Resource,
     ) -> Result<(Self, Exporting), BoxError> {
         describe_counter!(DROPPED, "Spans that no collector has got, by why.");
@@ -65,13 +69,17 @@ impl Queue {
         let (ended, stopped) = oneshot::channel();
         let (begun, begins) = std::sync::mpsc::sync_channel(1);
         let collector = collector.trim_end_matches('/').to_owned();
+        let headers = trace
+            .to_headers()
+            .ok_or("`trace.headers` has one that is none")?;
+        let protocol = trace.protocol;
         let work = move || {
             // What is sent here is nobody's request.
             let _quiet = Context::enter_telemetry_suppressed_scope();
             let worker = || -> Result<_, BoxError> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 let inside = runtime.enter();
-                let mut exporter = exporter(&collector, protocol)?;
+                let mut exporter = exporter(&collector, protocol, headers)?;
                 exporter.set_resource(&resource);
                 drop(inside);
                 Ok((runtime, Worker::new(exporter, waiting)))
@@ -126,18 +134,32 @@ impl Exporting {
     }
 }
 
-fn exporter(collector: &str, protocol: Protocol) -> Result<SpanExporter, BoxError> {
+fn exporter(
+    collector: &str,
+    protocol: Protocol,
+    headers: HeaderMap,
+) -> Result<SpanExporter, BoxError> {
     let builder = SpanExporter::builder();
     Ok(match protocol {
-        Protocol::Http => builder
-            .with_http()
-            .with_http_client(Posting::new(LONGEST_EXPORT))
-            .with_endpoint(format!("{collector}/v1/traces"))
-            .with_timeout(LONGEST_EXPORT)
-            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-            .build()?,
+        Protocol::Http => {
+            let url = format!("{collector}/v1/traces");
+            builder
+                .with_http()
+                .with_http_client(Posting::new(&url, headers, LONGEST_EXPORT)?)
+                .with_endpoint(url)
+                .with_timeout(LONGEST_EXPORT)
+                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+                .build()?
+        }
         Protocol::Grpc => builder
             .with_tonic()
+            // Last, as the exporter reads those of the environment by itself, which the file overrules.
+            .with_interceptor(move |mut request: tonic::Request<()>| {
+                let mut all = mem::take(request.metadata_mut()).into_headers();
+                all.extend(headers.clone());
+                *request.metadata_mut() = MetadataMap::from_headers(all);
+                Ok::<_, tonic::Status>(request)
+            })
             .with_endpoint(collector)
             .with_timeout(LONGEST_EXPORT)
             .build()?,

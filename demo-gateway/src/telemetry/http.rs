@@ -1,45 +1,57 @@
 //! Sends spans over HTTP.
 
-use std::{pin::Pin, time::Duration};
+use std::{fmt, pin::Pin, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use opentelemetry_http::{HttpClient, HttpError};
+use palisade::{BoxError, balance::Client};
 use tokio::time::timeout;
+use tower::ServiceExt;
+
+use crate::config::split;
 
 /// A collector has little to say.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// The client of a collector.
-#[derive(Debug)]
 pub(super) struct Posting {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Full<Bytes>>,
+    target: Uri,
+    headers: HeaderMap,
     longest: Duration,
 }
 
 impl Posting {
-    /// Waits for an answer so long.
-    pub(super) fn new(longest: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(longest));
-        let mut client = Client::builder(TokioExecutor::new());
-        Self {
-            client: client.pool_timer(TokioTimer::new()).build(connector),
+    /// Posts there, with these headers besides, and waits for an answer so long.
+    pub(super) fn new(url: &str, headers: HeaderMap, longest: Duration) -> Result<Self, BoxError> {
+        let (client, target) = split(url)?;
+        Ok(Self {
+            client: client
+                .named("collector")
+                .connect_timeout(longest)
+                .max_idle(1),
+            target,
+            headers,
             longest,
-        }
+        })
     }
 
     async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.client.request(request.map(Full::new)).await?;
+        let mut request = request.map(Full::new);
+        *request.uri_mut() = self.target.clone();
+        request.headers_mut().extend(self.headers.clone());
+        let answer = self.client.clone().oneshot(request).await?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, LONGEST_ANSWER).collect().await?;
         Ok(Response::from_parts(parts, body.to_bytes()))
+    }
+}
+
+impl fmt::Debug for Posting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Posting").finish_non_exhaustive()
     }
 }
 

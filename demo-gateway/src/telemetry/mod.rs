@@ -82,7 +82,7 @@ fn exporting(trace: &Trace) -> Result<Option<(Exporting, SdkTracerProvider)>, Bo
         return Ok(None);
     };
     let resource = resource(trace);
-    let (queue, exporting) = Queue::open(collector, trace.protocol, resource.clone())?;
+    let (queue, exporting) = Queue::open(collector, trace, resource.clone())?;
     let sampler = Sampler::TraceIdRatioBased(trace.sample);
     let provider = SdkTracerProvider::builder()
         .with_sampler(Sampler::ParentBased(Box::new(sampler)))

@@ -27,6 +27,11 @@ const LONGEST_NAME: usize = 128;
 /// What backends speak, whoever made them.
 const PROVIDER: &str = "openai";
 
+/// Whether anybody keeps spans.
+pub(crate) fn are_kept() -> bool {
+    tracing::enabled!(target: "palisade_trace", tracing::Level::DEBUG)
+}
+
 /// Around everything that is done for a request, the body of its answer included.
 pub(crate) fn requests() -> &'static TraceLayer<Http, OpenTelemetry> {
     static REQUESTS: LazyLock<TraceLayer<Http, OpenTelemetry>> = LazyLock::new(|| {

@@ -15,9 +15,12 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
-use crate::support::{
-    CHAT, CHAT_STREAM, PROMPT, TOKEN, backend, config, eventually, get, limited, open, post,
-    post_with, posting, request, send, start,
+use crate::{
+    process,
+    support::{
+        CHAT, CHAT_STREAM, PROMPT, TOKEN, backend, config, eventually, get, limited, open, post,
+        post_with, posting, request, send, start,
+    },
 };
 
 /// A file that goes with the test.
@@ -291,4 +294,42 @@ async fn a_file_that_cannot_be_written_to_is_told_at_the_start() {
         Err(StartError::AccessLog(target, _)) => assert!(target.contains("nowhere")),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_file_that_is_moved_away_is_opened_anew_on_sigusr1_and_no_line_is_lost() {
+    let (log, toml) = (File::new(), File::new());
+    let moved = File(log.0.with_extension("1"));
+    let target = log.0.display();
+    let text = format!("[access_log]\nformat = \"json\"\ntarget = \"{target}\"\n");
+    std::fs::write(&toml.0, text).unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--embedded-backends", "1"];
+    let arguments = [&arguments[..], &["--config", toml.0.to_str().unwrap()]].concat();
+    let (mut child, address, _) = process::serve(&arguments).await;
+    let ask = async |many: u32| {
+        for _ in 0..many {
+            let asked = http::Request::builder().uri(format!("http://{address}/livez"));
+            assert_eq!(
+                send(asked.body(Default::default()).unwrap()).await.status,
+                200
+            );
+        }
+    };
+    ask(3).await;
+    eventually("they are written", async || log.lines().len() == 3).await;
+    std::fs::rename(&log.0, &moved.0).unwrap();
+    // It goes on in what it has opened, wherever that is now.
+    ask(2).await;
+    eventually("they are written", async || moved.lines().len() == 5).await;
+    assert!(!log.0.exists());
+    process::send_signal(&child, "-USR1");
+    eventually("there is a new one", async || log.0.exists()).await;
+    ask(4).await;
+    eventually("they are in the new one", async || log.lines().len() == 4).await;
+    // What asks for a new configuration opens nothing, and ends nothing.
+    process::send_signal(&child, "-HUP");
+    ask(1).await;
+    process::terminate(&child);
+    assert!(child.wait().await.unwrap().success());
+    assert_eq!((moved.lines().len(), log.lines().len()), (5, 5));
 }

@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use demo_backend::{Fault, MockBackend};
+use demo_backend::{Fault, MockBackend, Reply};
 use demo_gateway::{
     Config, Gateway,
     config::{Affinity, Strategy},
 };
 use futures_util::future::join_all;
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -289,11 +290,10 @@ async fn backends_are_probed_while_the_strategy_asks_for_it() {
 }
 
 #[tokio::test]
-async fn adaptive_asks_how_busy_backends_are_if_it_is_told_to() {
+async fn adaptive_asks_how_busy_backends_are() {
     let backends = three().await;
     let gateway = start(Config {
         strategy: Strategy::Adaptive,
-        probe_interval: Some(Duration::from_millis(20)),
         ..config(&backends.each_ref())
     })
     .await;
@@ -304,6 +304,67 @@ async fn adaptive_asks_how_busy_backends_are_if_it_is_told_to() {
         reports.iter().all(said)
     })
     .await;
+}
+
+#[tokio::test]
+async fn adaptive_asks_nobody_how_busy_it_is_when_it_is_told_not_to() {
+    let backend = backend().await;
+    let settings = demo_gateway::config::parse("probe_interval = \"0s\"").unwrap();
+    let _gateway = start(Config {
+        strategy: Strategy::Adaptive,
+        probe_interval: settings.probe_interval,
+        health_interval: Duration::from_millis(20),
+        ..config(&[&backend])
+    })
+    .await;
+    eventually("its health was asked for", async || {
+        let seen = backend.seen();
+        seen.iter().filter(|seen| seen.path == "/health").count() >= 5
+    })
+    .await;
+    assert!(asked(&backend).is_empty());
+}
+
+#[tokio::test]
+async fn a_backend_that_fails_others_need_not_fail_here_to_be_left_alone() {
+    let backends = three().await;
+    let failing = &backends[0];
+    failing.script((0..100).map(|_| Reply::status(500)));
+    for _ in 0..20 {
+        let request = Request::post("/generate").body(Full::from(PROMPT));
+        let answer = failing.answer(request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        answer.into_body().collect().await.unwrap();
+    }
+    let gateway = start(Config {
+        strategy: Strategy::Adaptive,
+        probe_interval: Duration::from_millis(20),
+        ..config(&backends.each_ref())
+    })
+    .await;
+    eventually("it has said so", async || {
+        let health = get(&gateway, "/health").await.json();
+        let reports = health["load_balancer"]["backends"].as_array().unwrap();
+        let errors = |report: &Value| report["reported_load"]["error_percent"].as_f64();
+        reports
+            .iter()
+            .filter_map(errors)
+            .any(|percent| percent > 20.0)
+            && reports.iter().all(|report| errors(report).is_some())
+    })
+    .await;
+    for _ in 0..40 {
+        assert_eq!(
+            post(&gateway, "/generate", PROMPT).await.status,
+            StatusCode::OK
+        );
+    }
+    let counts = backends.each_ref().map(|backend| {
+        let seen = asked(backend);
+        seen.iter().filter(|seen| seen.path == "/generate").count()
+    });
+    assert_eq!(counts[0], 20, "{counts:?}");
+    assert!(counts[1] > 0 && counts[2] > 0, "{counts:?}");
 }
 
 #[tokio::test]

@@ -7,11 +7,12 @@ use demo_gateway::{
     Config,
     config::{Breaker, Hedge, Retry, Timeouts, Window},
 };
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::support::{
-    CHAT, CHAT_STREAM, PROMPT, asked, backend, config, eventually, get, post, post_with, start,
+    CHAT, CHAT_STREAM, PROMPT, admin, asked, backend, config, eventually, get, post, post_with,
+    start,
 };
 
 const FAILS: u16 = 503;
@@ -315,4 +316,50 @@ async fn no_other_model_is_asked_when_there_is_no_backend_for_any() {
         reply.text()
     );
     assert_eq!((asked_first, asked(&backend).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn backends_that_are_out_and_asked_all_the_same_are_told_from_none() {
+    let three = [backend().await, backend().await, backend().await];
+    for backend in &three {
+        backend.chaos([Fault::error(StatusCode::INTERNAL_SERVER_ERROR)]);
+    }
+    let all: Vec<_> = three.iter().collect();
+    let mut config = config(&all);
+    config.circuit_breaker.cooldown = Duration::from_secs(3600);
+    config.circuit_breaker.longest_cooldown = Duration::from_secs(3600);
+    let gateway = start(config).await;
+    let told = async || {
+        let status = get(&gateway, "/status").await.json();
+        let state = status["verdict"]["state"].as_str().unwrap().to_owned();
+        let panic = status["backend_status"]["panic"].as_bool().unwrap();
+        (state, panic, get(&gateway, "/readyz").await.status.as_u16())
+    };
+    eventually("all circuits are open", async || {
+        post(&gateway, "/generate", PROMPT).await;
+        let status = get(&gateway, "/status").await.json();
+        status["backend_status"]["healthy_backends"] == 0
+    })
+    .await;
+    assert_eq!(told().await, ("degraded".into(), true, 200));
+    let status = get(&gateway, "/status").await.json();
+    let text = status["verdict"]["text"].as_str().unwrap();
+    assert!(
+        text.ends_with("those that are out are asked as well."),
+        "{text}"
+    );
+    // That is no empty word.
+    for backend in &three {
+        backend.chaos([]);
+    }
+    assert_eq!(post(&gateway, "/generate", PROMPT).await.status, 200);
+
+    for id in ["a", "b", "c"] {
+        let path = format!("/admin/circuit-breaker/{id}");
+        let held = admin(&gateway, Method::POST, &path, r#"{"state":"open"}"#).await;
+        assert_eq!(held.status, 200);
+    }
+    assert_eq!(told().await, ("down".into(), true, 503));
+    assert_eq!(post(&gateway, "/generate", PROMPT).await.status, 503);
+    gateway.shutdown().await;
 }

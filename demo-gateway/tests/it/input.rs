@@ -94,6 +94,42 @@ async fn every_wrong_input_is_told_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
+async fn the_paths_of_models_are_matched_as_all_others_are() {
+    let backend = backend().await;
+    let gateway = start(config(&[&backend])).await;
+    for path in [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/generate",
+    ] {
+        for method in [Method::HEAD, Method::OPTIONS, Method::PUT] {
+            let request = request(&gateway, method.clone(), path).body(Full::default());
+            let reply = send(request.unwrap()).await;
+            assert_eq!(reply.status, 405, "{method} {path}");
+            assert_eq!(reply.header("allow"), "POST", "{method} {path}");
+            assert_eq!(reply.text().is_empty(), method == Method::HEAD);
+        }
+        let last = path.chars().next_back().unwrap();
+        let written = format!("{}%{:x}", path.trim_end_matches(last), u32::from(last));
+        for path in [written, format!("/{path}"), format!("{path}/")] {
+            let reply = post(&gateway, &path, CHAT).await;
+            assert_eq!(reply.status, 404, "{path}");
+        }
+    }
+    assert!(asked(&backend).is_empty());
+    for (path, body) in [
+        ("/generate?a=b", PROMPT),
+        ("/v1/chat/completions?a=b", CHAT),
+    ] {
+        assert_eq!(post(&gateway, path, body).await.status, 200, "{path}");
+    }
+    let reached = asked(&backend).into_iter().map(|seen| seen.path);
+    let reached: Vec<_> = reached.collect();
+    assert_eq!(reached, ["/generate", "/v1/chat/completions?a=b"]);
+}
+
+#[tokio::test]
 async fn a_body_without_a_length_is_stopped_at_the_limit_too() {
     let backend = backend().await;
     let mut config = config(&[&backend]);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use demo_backend::MockBackend;
+use demo_backend::{Fault, MockBackend};
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, StatusCode};
 use palisade::time;
@@ -442,4 +442,27 @@ async fn to_wait_for_a_stream_is_no_work_and_each_of_a_batch_is_a_request() {
         page.samples["palisade_gateway_answers_total{status=\"400\"}"],
         1.0
     );
+}
+
+#[tokio::test]
+async fn what_is_the_callers_fault_says_nothing_about_the_backend() {
+    let backend = MockBackend::builder().start().await.unwrap();
+    let at = format!("strict={}", backend.url());
+    let program = Program::start(&["--rate-limit", "off", "--backend", &at]);
+    let answers = |status| demo_backend::Reply::status(status);
+    backend.script([answers(400), answers(404)]);
+    for expected in [400, 404] {
+        let reply = program.post("/generate", PROMPT).await;
+        assert_eq!(reply.status.as_u16(), expected, "{}", reply.text());
+    }
+    backend.chaos([Fault::error(StatusCode::INTERNAL_SERVER_ERROR)]);
+    assert_eq!(program.post("/generate", PROMPT).await.status.as_u16(), 502);
+    let page = program.scrape().await;
+    let of = |status: &str| {
+        let name = format!("llm_requests_total{{backend=\"strict\",status=\"{status}\"}}");
+        page.samples[&*name]
+    };
+    assert_eq!((of("success"), of("error")), (0.0, 1.0));
+    let faults = "palisade_sla_requests_total{layer=\"gateway\",verdict=\"caller_fault\"}";
+    assert_eq!(page.samples[faults], 2.0);
 }

@@ -55,11 +55,15 @@ async fn ask(address: &str, request: &str) -> String {
 }
 
 pub(crate) fn terminate(child: &Child) {
+    send_signal(child, "-TERM");
+}
+
+pub(crate) fn send_signal(child: &Child, signal: &str) {
     let id = child.id().unwrap().to_string();
-    let killed = std::process::Command::new("kill")
-        .args(["-TERM", &id])
+    let sent = std::process::Command::new("kill")
+        .args([signal, &id])
         .status();
-    assert!(killed.unwrap().success());
+    assert!(sent.unwrap().success());
 }
 
 #[tokio::test]

@@ -50,7 +50,17 @@ impl Receiver {
         Self::on(listener, acts)
     }
 
+    /// Fails on each message about this alert.
+    pub(crate) async fn failing_on(key: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start(listener, &[], Some(key))
+    }
+
     pub(crate) fn on(listener: TcpListener, acts: &[Act]) -> Self {
+        Self::start(listener, acts, None)
+    }
+
+    fn start(listener: TcpListener, acts: &[Act], fails_on: Option<&'static str>) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let messages = Arc::new(Mutex::new(Vec::new()));
         let acts = Arc::new(Mutex::new(VecDeque::from(acts.to_vec())));
@@ -59,7 +69,7 @@ impl Receiver {
             async move {
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    tokio::spawn(converse(stream, messages.clone(), acts.clone()));
+                    tokio::spawn(converse(stream, messages.clone(), acts.clone(), fails_on));
                 }
             }
         });
@@ -96,6 +106,7 @@ async fn converse(
     mut stream: TcpStream,
     messages: Arc<Mutex<Vec<Message>>>,
     acts: Arc<Mutex<VecDeque<Act>>>,
+    fails_on: Option<&'static str>,
 ) {
     let mut bytes = Vec::new();
     let (head, body) = loop {
@@ -128,6 +139,7 @@ async fn converse(
             return;
         }
         Some(Act::Status(status)) => status,
+        None if fails_on.is_some_and(|key| body.contains(key)) => 500,
         None => 200,
     };
     let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");

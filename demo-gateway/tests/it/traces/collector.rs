@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -38,6 +38,8 @@ struct Kept(Arc<Mutex<Vec<Seen>>>);
 pub(crate) struct Seen {
     pub(crate) span: Span,
     pub(crate) resource: BTreeMap<String, String>,
+    /// What it was sent with.
+    pub(crate) headers: HeaderMap,
 }
 
 impl Collector {
@@ -115,7 +117,7 @@ impl Drop for Collector {
 }
 
 impl Kept {
-    fn keep(&self, request: ExportTraceServiceRequest) {
+    fn keep(&self, request: ExportTraceServiceRequest, headers: &HeaderMap) {
         let mut kept = self.0.lock().unwrap();
         for of_one in request.resource_spans {
             let resource = of_one.resource.unwrap_or_default();
@@ -124,6 +126,7 @@ impl Kept {
             kept.extend(spans.map(|span| Seen {
                 span,
                 resource: resource.clone(),
+                headers: headers.clone(),
             }));
         }
     }
@@ -132,9 +135,10 @@ impl Kept {
         let mut answer = Response::new(Full::default());
         let is_ours = request.uri().path() == "/v1/traces"
             && request.headers()["content-type"] == "application/x-protobuf";
+        let headers = request.headers().clone();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         match ExportTraceServiceRequest::decode(body) {
-            Ok(request) if is_ours => self.keep(request),
+            Ok(request) if is_ours => self.keep(request, &headers),
             _ => *answer.status_mut() = StatusCode::BAD_REQUEST,
         }
         answer
@@ -147,7 +151,8 @@ impl TraceService for Kept {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        self.keep(request.into_inner());
+        let headers = request.metadata().clone().into_headers();
+        self.keep(request.into_inner(), &headers);
         Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
     }
 }

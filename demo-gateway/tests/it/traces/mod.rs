@@ -1,6 +1,7 @@
 //! The program and a collector: one trace for each request, with a span for each attempt.
 
 mod collector;
+mod headers;
 
 use std::{
     path::PathBuf,
@@ -33,6 +34,10 @@ struct Program {
 
 impl Program {
     async fn start(toml: &str, backends: &[&MockBackend]) -> Self {
+        Self::start_with(toml, backends, &[]).await
+    }
+
+    async fn start_with(toml: &str, backends: &[&MockBackend], variables: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Relaxed);
         let name = format!("palisade-traces-{}-{number}.toml", std::process::id());
@@ -52,6 +57,7 @@ impl Program {
         }
         let mut child = command
             .args(["--config", file.to_str().unwrap()])
+            .envs(variables.iter().copied())
             .kill_on_drop(true)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
